@@ -1,0 +1,35 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["device_option", "json_option", "seed_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def seed_option(function: F) -> F:
+    """`--seed`: every random choice of the command follows from it."""
+    return click.option("--seed", default=0, show_default=True, help="Random seed.")(function)
+
+
+def device_option(function: F) -> F:
+    """`--device auto|cpu|cuda`."""
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute; auto takes a GPU when there is one.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """`--json`: a machine-readable answer on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")(
+        function
+    )

@@ -1,0 +1,136 @@
+"""Named errors: every one carries its data, inherits a builtin, and says what to do.
+
+The command line prints a `KdpipeError` as one or two lines and exits with 1; anything
+else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DependencyError",
+    "InputNotFoundError",
+    "KdpipeError",
+    "MismatchError",
+    "ModelFormatError",
+    "OutputConflictError",
+    "TooManyRejectedError",
+    "TrainingDivergedError",
+]
+
+
+class KdpipeError(Exception):
+    """Base of every error a user can cause and mend.
+
+    `message` says what is wrong, `remedy` what to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}. {remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+class ConfigError(KdpipeError, ValueError):
+    """A configuration key that is unknown, of the wrong type, or out of range."""
+
+    def __init__(self, source: str, key: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(f"{source}: {key} = {value!r}: {problem}", remedy)
+        self.source = source
+        self.key = key
+        self.value = value
+
+
+class InputNotFoundError(KdpipeError, FileNotFoundError):
+    """A path given by the user that is not there, or is not what it should be."""
+
+    def __init__(self, path: Path | str, expected: str, remedy: str) -> None:
+        super().__init__(f"{path}: no {expected} there", remedy)
+        self.path = Path(path)
+        self.expected = expected
+
+
+class DataError(KdpipeError, ValueError):
+    """Input that cannot be read as what it claims to be; `where` is a file, line or id."""
+
+    def __init__(self, where: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{where}: {problem}", remedy)
+        self.where = where
+        self.problem = problem
+
+
+class TooManyRejectedError(KdpipeError, ValueError):
+    """More utterances were unusable than the setting allows."""
+
+    def __init__(
+        self, split: str, rejected: int, total: int, limit: float, reasons: Mapping[str, int]
+    ) -> None:
+        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        super().__init__(
+            f"{split}: {rejected} of {total} utterances cannot be used ({listed}),"
+            f" more than the allowed fraction {limit:g}",
+            "See rejected.jsonl for each, mend them, or raise --max-rejected",
+        )
+        self.split = split
+        self.rejected = rejected
+        self.total = total
+        self.limit = limit
+        self.reasons = dict(reasons)
+
+
+class MismatchError(KdpipeError, ValueError):
+    """Two artefacts that must agree do not; names both sides."""
+
+    def __init__(self, what: str, ours: object, theirs: object, remedy: str) -> None:
+        super().__init__(f"{what} differs: {ours} here, {theirs} there", remedy)
+        self.what = what
+        self.ours = ours
+        self.theirs = theirs
+
+
+class OutputConflictError(KdpipeError, FileExistsError):
+    """An output exists that was made with other settings."""
+
+    def __init__(self, path: Path, changes: Iterable[str]) -> None:
+        self.path = path
+        self.changes = tuple(changes)
+        super().__init__(
+            f"{path} was made with other settings ({'; '.join(self.changes)})",
+            "Give another --out, repeat the old settings to resume, or remove the folder",
+        )
+
+
+class ModelFormatError(KdpipeError, ValueError):
+    """A model directory that is incomplete, damaged, or of an unknown kind."""
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}: {problem}", remedy)
+        self.path = Path(path)
+        self.problem = problem
+
+
+class TrainingDivergedError(KdpipeError, ArithmeticError):
+    """A loss or gradient stopped being finite."""
+
+    def __init__(self, step: int, term: str, utterances: Iterable[str]) -> None:
+        self.step = step
+        self.term = term
+        self.utterances = tuple(utterances)
+        super().__init__(
+            f"step {step}: {term} is not finite (batch: {', '.join(self.utterances[:4])} ...)",
+            "Lower training.learning_rate or raise training.warmup_steps, then run again:"
+            " it resumes from the last checkpoint",
+        )
+
+
+class DependencyError(KdpipeError, ImportError):
+    """An optional package is needed for what was asked."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}", f"pip install 'kdpipe[{extra}]'")
+        self.package = package
+        self.extra = extra

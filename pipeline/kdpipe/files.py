@@ -1,0 +1,106 @@
+"""Files that are either whole or absent, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from kdpipe.errors import DataError
+
+__all__ = [
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "json_digest",
+    "read_json",
+    "read_jsonl",
+    "sha256_file",
+    "sync_folder",
+    "write_json",
+    "write_jsonl",
+]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` so that a crash leaves the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, content: str) -> None:
+    """`atomic_write_bytes` for UTF-8 text."""
+    atomic_write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON atomically."""
+    atomic_write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file; a damaged one is a `DataError` that names it."""
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"not JSON ({error})", "Restore or remake the file") from error
+    return content
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    """Write one JSON object a line, atomically."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    atomic_write_text(path, "".join(lines))
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
+    """Yield the objects of a JSON-lines file; blank lines are passed over.
+
+    Raises `DataError` naming the line that is not a JSON object.
+    """
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                yield _parse_object(line, f"{path}:{number}")
+
+
+def _parse_object(line: str, where: str) -> dict[str, object]:
+    try:
+        record: object = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(where, f"not JSON ({error.msg})", "Mend or remove the line") from error
+    if not isinstance(record, dict):
+        raise DataError(where, "not a JSON object", "Write one object a line")
+    return record
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def json_digest(content: object) -> str:
+    """Hex SHA-256 of the canonical JSON of `content` (sorted keys, no spaces)."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()

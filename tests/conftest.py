@@ -1,0 +1,28 @@
+"""Shape and type checks are on for every test; shared corpora are found or the test skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before any test module imports kdpipe: every jaxtyping annotation is then checked at run time.
+install_import_hook("kdpipe", "beartype.beartype")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with `corpora/` and `golden/` ($KDPIPE_SHARED, default ../shared)."""
+    folder = Path(os.environ.get("KDPIPE_SHARED", REPOSITORY.parent / "shared")).resolve()
+    if not (folder / "corpora").is_dir():
+        pytest.skip(f"no shared speech at {folder}: set KDPIPE_SHARED to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
