@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 __all__ = [
+    "BusyOutputError",
     "ConfigError",
     "DataError",
     "DependencyError",
@@ -43,6 +44,7 @@ class ConfigError(KdpipeError, ValueError):
         self.source = source
         self.key = key
         self.value = value
+        self.problem = problem
 
 
 class InputNotFoundError(KdpipeError, FileNotFoundError):
@@ -134,3 +136,14 @@ class DependencyError(KdpipeError, ImportError):
         super().__init__(f"{purpose} needs the package {package}", f"pip install 'kdpipe[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class BusyOutputError(KdpipeError, BlockingIOError):
+    """Another process is writing the same output."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is being written by another process",
+            "Wait for it, stop it, or give another --out",
+        )
+        self.path = path

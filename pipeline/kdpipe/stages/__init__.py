@@ -1,0 +1,1 @@
+"""The five stages: the only room that joins the other rooms."""

@@ -1,0 +1,67 @@
+"""An output folder belongs to one command with one set of settings.
+
+The first run writes them to `run.json`; the same command again resumes or finds the output
+complete; other settings are refused by name; two processes at once are refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdpipe.errors import BusyOutputError, DataError, OutputConflictError
+from kdpipe.files import read_json, write_json
+
+__all__ = ["claimed", "mark_complete", "settings_changes"]
+
+RUN_FILE = "run.json"
+
+
+@contextmanager
+def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
+    """Hold `out` for this command; yields True where it is already complete.
+
+    `settings` must be plain JSON. Raises `OutputConflictError` naming what differs from the
+    settings the folder was made with, `BusyOutputError` while another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyOutputError(out) from None
+        yield _compare(out, settings)
+
+
+def _compare(out: Path, settings: Mapping[str, object]) -> bool:
+    path = out / RUN_FILE
+    if not path.is_file():
+        if any(item.name != ".lock" for item in out.iterdir()):
+            raise OutputConflictError(out, ["it holds files that are not of this command"])
+        write_json(path, {"complete": False, "settings": dict(settings)})
+        return False
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise DataError(str(path), "not a run record", "Remove the folder, or give another --out")
+    changes = settings_changes(record["settings"], settings)
+    if changes:
+        raise OutputConflictError(out, changes)
+    return bool(record.get("complete"))
+
+
+def mark_complete(out: Path, settings: Mapping[str, object]) -> None:
+    """Record that everything the command promises is in `out`."""
+    write_json(out / RUN_FILE, {"complete": True, "settings": dict(settings)})
+
+
+def settings_changes(old: object, new: object, prefix: str = "") -> list[str]:
+    """Each differing setting as `key: old -> new`, nested tables by dotted keys."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            change
+            for key in sorted({*old, *new})
+            for change in settings_changes(old.get(key), new.get(key), f"{prefix}{key}.")
+        ]
+    return [] if old == new else [f"{prefix.rstrip('.')}: {old!r} -> {new!r}"]

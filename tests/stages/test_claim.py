@@ -1,0 +1,59 @@
+"""One output folder, one command, one set of settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdpipe.errors import BusyOutputError, DataError, OutputConflictError
+from kdpipe.stages.claim import claimed, mark_complete, settings_changes
+
+SETTINGS = {"command": "decode", "beam": 10, "recipe": {"epochs": 3}}
+
+
+def test_a_new_folder_is_claimed_and_resumed_and_found_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for expected in (False, False):
+        with claimed(out, SETTINGS) as complete:
+            assert complete is expected
+    mark_complete(out, SETTINGS)
+    with claimed(out, SETTINGS) as complete:
+        assert complete is True
+
+
+def test_a_changed_setting_is_named(tmp_path: Path) -> None:
+    with claimed(tmp_path, SETTINGS):
+        pass
+    with (
+        pytest.raises(OutputConflictError) as caught,
+        claimed(tmp_path, {**SETTINGS, "recipe": {"epochs": 4}}),
+    ):
+        pass
+    assert caught.value.changes == ("recipe.epochs: 3 -> 4",)
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputConflictError), claimed(tmp_path, SETTINGS):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_two_processes_at_once_are_refused(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path, SETTINGS),
+        pytest.raises(BusyOutputError),
+        claimed(tmp_path, SETTINGS),
+    ):
+        pass
+
+
+def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(DataError, match=r"run\.json"), claimed(tmp_path, SETTINGS):
+        pass
+
+
+def test_changes_list_new_and_lost_settings() -> None:
+    assert settings_changes({"a": 1}, {"b": 2}) == ["a: 1 -> None", "b: None -> 2"]
