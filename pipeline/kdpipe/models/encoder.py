@@ -1,0 +1,161 @@
+"""Conformer and Transformer encoders over 4x subsampled features.
+
+Conformer: arXiv:2005.08100; structure and names as in ESPnet, pre-norm throughout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kdpipe.models.attention import (
+    LegacyRelPositionMultiHeadedAttention,
+    MultiHeadedAttention,
+    RelPositionMultiHeadedAttention,
+)
+from kdpipe.models.config import ModelConfig
+from kdpipe.models.layers import (
+    Conv2dSubsampling,
+    ConvolutionModule,
+    PositionwiseFeedForward,
+    layer_norm,
+)
+from kdpipe.models.lengths import Padding, find_padding, subsampled_lengths
+from kdpipe.models.positions import absolute_positions, legacy_positions, relative_positions
+
+__all__ = ["ConformerLayer", "Encoder", "TransformerLayer"]
+
+
+def _self_attention(config: ModelConfig) -> MultiHeadedAttention:
+    kinds = {
+        "relative": RelPositionMultiHeadedAttention,
+        "relative-legacy": LegacyRelPositionMultiHeadedAttention,
+        "absolute": MultiHeadedAttention,
+    }
+    return kinds[config.positions](config.heads, config.dim, config.attention_dropout)
+
+
+def _attend(
+    attention: nn.Module,
+    inputs: Float[Tensor, "B T D"],
+    positions: Float[Tensor, "R D"] | None,
+    padding: Padding | None,
+) -> Float[Tensor, "B T D"]:
+    output: Tensor
+    if positions is None:
+        output = attention(inputs, None if padding is None else padding.keys)
+    else:
+        output = attention(inputs, positions, padding)
+    return output
+
+
+class ConformerLayer(nn.Module):
+    """Half-step feed-forward, attention, convolution, half-step feed-forward, norm.
+
+    Without `config.macaron` there is one full feed-forward, at the end; without
+    `config.convolution` neither the convolution module nor the final norm.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, inner = config.dim, config.inner
+        self.self_attn = _self_attention(config)
+        self.norm_mha = layer_norm(dim)
+        self.feed_forward = PositionwiseFeedForward(dim, inner, config.dropout, config.activation)
+        self.norm_ff = layer_norm(dim)
+        if config.macaron:
+            self.feed_forward_macaron = PositionwiseFeedForward(
+                dim, inner, config.dropout, config.activation
+            )
+            self.norm_ff_macaron = layer_norm(dim)
+        if config.convolution:
+            self.conv_module = ConvolutionModule(dim, config.kernel, config.activation)
+            self.norm_conv = layer_norm(dim)
+            self.norm_final = layer_norm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.macaron, self.convolution = config.macaron, config.convolution
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "B T D"],
+        positions: Float[Tensor, "R D"] | None,
+        padding: Padding | None,
+    ) -> Float[Tensor, "B T D"]:
+        x, step = inputs, 0.5 if self.macaron else 1.0
+        if self.macaron:
+            branch = self.feed_forward_macaron(self.norm_ff_macaron(x))
+            x = torch.add(x, self.dropout(branch), alpha=step)
+        x = x + self.dropout(_attend(self.self_attn, self.norm_mha(x), positions, padding))
+        if self.convolution:
+            x = x + self.dropout(self.conv_module(self.norm_conv(x), padding))
+        x = torch.add(x, self.dropout(self.feed_forward(self.norm_ff(x))), alpha=step)
+        if self.convolution:
+            x = self.norm_final(x)
+        return x
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and feed-forward, each behind a norm and added to its input."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = _self_attention(config)
+        self.norm1 = layer_norm(config.dim)
+        self.feed_forward = PositionwiseFeedForward(
+            config.dim, config.inner, config.dropout, config.activation
+        )
+        self.norm2 = layer_norm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "B T D"],
+        positions: Float[Tensor, "R D"] | None,
+        padding: Padding | None,
+    ) -> Float[Tensor, "B T D"]:
+        x = inputs + self.dropout(_attend(self.self_attn, self.norm1(inputs), positions, padding))
+        result: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
+        return result
+
+
+class Encoder(nn.Module):
+    """Subsampling, positions, layers, final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layer = ConformerLayer if config.encoder == "conformer" else TransformerLayer
+        self.embed = Conv2dSubsampling(config.feature_dim, config.dim)
+        self.encoders = nn.ModuleList(layer(config) for _ in range(config.encoder_layers))
+        self.after_norm = layer_norm(config.dim)
+        self.positional_dropout = nn.Dropout(config.positional_dropout)
+        self.positions = config.positions
+        self.dim = config.dim
+
+    def forward(
+        self, features: Float[Tensor, "B T F"], lengths: Int[Tensor, "B"]
+    ) -> tuple[Float[Tensor, "B T2 D"], Int[Tensor, "B"]]:
+        """Hidden frames (0 beyond each utterance's end) and their number T'."""
+        frames, size = subsampled_lengths(lengths), subsampled_lengths(features.shape[1])
+        if size == 0:
+            return features.new_zeros(features.shape[0], 0, self.dim), frames
+        padding = find_padding(frames, size)
+        x, positions = self._embed(features)
+        for layer in self.encoders:
+            x = layer(x, positions, padding)
+        x = self.after_norm(x)
+        if padding is not None:
+            x = x.masked_fill(~padding.valid.unsqueeze(2), 0.0)
+        return x, frames
+
+    def _embed(
+        self, features: Float[Tensor, "B T F"]
+    ) -> tuple[Float[Tensor, "B T2 D"], Float[Tensor, "R D"] | None]:
+        x = self.embed(features) * math.sqrt(self.dim)
+        length = x.shape[1]
+        if self.positions == "absolute":
+            return self.positional_dropout(x + absolute_positions(0, length, x)), None
+        table = relative_positions if self.positions == "relative" else legacy_positions
+        return self.positional_dropout(x), self.positional_dropout(table(length, x))
