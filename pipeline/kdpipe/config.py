@@ -44,8 +44,8 @@ Table = Mapping[str, Any]
 def setting(
     default: Any,
     help: str,  # noqa: A002
-    low: float | None = None,
-    high: float | None = None,
+    low: int | float | None = None,
+    high: int | float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with its documentation and the values it may take (ends included)."""
@@ -316,6 +316,13 @@ def _parse_typed(kind: Any, value: Any, source: str, key: str) -> Any:
         return parse_table(kind, value, source, f"{key}.")  # type: ignore[arg-type]
     if typing.get_origin(kind) is tuple:
         return _parse_tuple(typing.get_args(kind)[0], value, source, key)
+    if typing.get_origin(kind) is Mapping:
+        kind = dict
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            known = ", ".join(map(str, typing.get_args(kind)))
+            raise ConfigError(source, key, value, "not one of the choices", f"Give one of {known}")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

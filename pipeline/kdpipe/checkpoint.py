@@ -1,0 +1,240 @@
+"""Model directories: weights as safetensors, everything else as TOML; no code runs from them.
+
+A directory is self-contained: `model.toml`, `weights.safetensors`, `tokenizer.model`,
+`cmvn.safetensors`; training adds `train.jsonl` and `checkpoints/`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import tomli_w
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdpipe.config import parse_table, to_table
+from kdpipe.errors import ConfigError, InputNotFoundError, ModelFormatError
+from kdpipe.features.cmvn import Cmvn
+from kdpipe.files import atomic_write_bytes, atomic_write_text, sha256_file
+from kdpipe.models import ModelConfig, RecognitionModel, build_model
+from kdpipe.text import Tokenizer
+
+__all__ = [
+    "Lineage",
+    "ModelBundle",
+    "ModelCard",
+    "average_epochs",
+    "load_model",
+    "load_training_state",
+    "prune_epochs",
+    "read_card",
+    "save_epoch",
+    "save_model",
+    "save_training_state",
+    "weights_digest",
+]
+
+FORMAT_VERSION = 1
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A store whose targets a student learned from, and the teacher behind it."""
+
+    store_digest: str
+    teacher_name: str
+    teacher_sha256: str
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What `model.toml` says: the model's shape and where it comes from."""
+
+    name: str
+    sizes: ModelConfig
+    tokenizer_fingerprint: str
+    feature_type: str
+    feature_digest: str
+    manifest_digest: str
+    seed: int
+    kdpipe_version: str
+    lineage: tuple[Lineage, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A model ready to use, with what its input and output need."""
+
+    model: RecognitionModel
+    tokenizer: Tokenizer
+    cmvn: Cmvn
+    card: ModelCard
+    path: Path
+
+
+def save_model(
+    out: Path, card: ModelCard, weights: Mapping[str, Tensor], tokenizer: Path, cmvn: Cmvn
+) -> None:
+    """Write a model directory; `weights.safetensors` comes last and makes it a model."""
+    atomic_write_bytes(out / "tokenizer.model", tokenizer.read_bytes())
+    cmvn.save(out / "cmvn.safetensors")
+    atomic_write_text(out / "model.toml", tomli_w.dumps(to_table(card)))
+    _save_tensors(out / WEIGHTS, weights, {"kind": card.sizes.kind})
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read `model.toml` of a model directory.
+
+    Raises `InputNotFoundError` where there is none, `ModelFormatError` where it is damaged
+    or of a newer format.
+    """
+    file = path / "model.toml"
+    if not file.is_file():
+        raise InputNotFoundError(path, "model (model.toml)", "Give a model directory")
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelFormatError(file, f"not TOML ({error})", "Restore the file") from error
+    version = table.get("format_version", 0)
+    if version != FORMAT_VERSION:
+        raise ModelFormatError(
+            file, f"format version {version}, not {FORMAT_VERSION}", "Use a matching kdpipe"
+        )
+    try:
+        return parse_table(ModelCard, table, str(file))
+    except ConfigError as error:
+        raise ModelFormatError(file, error.message, error.remedy) from error
+
+
+def load_model(path: Path | str, device: torch.device | None = None) -> ModelBundle:
+    """Load a model directory for inference (eval mode, float32).
+
+    Raises `InputNotFoundError` for a folder that is no model or whose training has not
+    finished, `ModelFormatError` for one whose parts do not fit together.
+    """
+    path = Path(path)
+    card = read_card(path)
+    if not (path / WEIGHTS).is_file():
+        raise InputNotFoundError(
+            path, f"{WEIGHTS}", "Its training is not finished: run the training command again"
+        )
+    tokenizer = Tokenizer.load(path / "tokenizer.model")
+    if tokenizer.fingerprint != card.tokenizer_fingerprint:
+        raise ModelFormatError(
+            path, "tokenizer.model is not the one of model.toml", "Restore the original file"
+        )
+    model = build_model(card.sizes)
+    _load_weights(path / WEIGHTS, model)
+    model.eval()
+    cmvn = Cmvn.load(path / "cmvn.safetensors")
+    return ModelBundle(model.to(device or torch.device("cpu")), tokenizer, cmvn, card, path)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a model directory's weights: the identity of a teacher."""
+    return sha256_file(path / WEIGHTS)
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    tensors = _read_tensors(path)
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or [
+        name for name in expected if expected[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise ModelFormatError(
+            path, f"weights do not fit model.toml (first: {wrong[0]})", "Restore both files"
+        )
+    model.load_state_dict(tensors)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ModelFormatError(path, f"damaged ({error})", "Restore the file") from error
+
+
+def _save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write_bytes(path, safetensors.torch.save(plain, dict(metadata or {})))
+
+
+def _epoch_files(out: Path) -> list[Path]:
+    """Checkpoints of whole epochs, oldest first."""
+    return sorted((out / "checkpoints").glob("epoch-*.safetensors"))
+
+
+def save_epoch(out: Path, epoch: int, model: nn.Module) -> None:
+    """Keep the weights after `epoch` (from 1) for averaging."""
+    _save_tensors(out / "checkpoints" / f"epoch-{epoch:05d}.safetensors", model.state_dict())
+
+
+def prune_epochs(out: Path, keep: int) -> None:
+    """Remove all but the last `keep` epochs' weights."""
+    for path in _epoch_files(out)[:-keep]:
+        path.unlink()
+
+
+def average_epochs(out: Path, last: int) -> dict[str, Tensor]:
+    """Mean of the last `last` epochs' weights; counters (integer tensors) from the newest."""
+    states = [_read_tensors(path) for path in _epoch_files(out)[-last:]]
+    return {name: _mean([state[name] for state in states]) for name in states[-1]}
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors[-1].is_floating_point():
+        return tensors[-1]
+    return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[-1].dtype)
+
+
+def save_training_state(
+    out: Path, model: nn.Module, optimizer: Optimizer, epoch: int, step: int
+) -> None:
+    """Everything that resuming after `epoch` needs, in one atomic file."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    tensors["progress"] = torch.tensor([epoch, step])
+    _save_tensors(out / "checkpoints" / "last.safetensors", tensors)
+
+
+def load_training_state(out: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
+    """Restore the last state; returns (epochs done, updates done), (0, 0) at the start.
+
+    Raises `ModelFormatError` for a file that does not fit the model.
+    """
+    path = out / "checkpoints" / "last.safetensors"
+    if not path.is_file():
+        return 0, 0
+    tensors = _read_tensors(path)
+    epoch, step = tensors.pop("progress").tolist()
+    weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelFormatError(path, "not of this model", "Remove the output folder") from error
+    _restore_optimizer(optimizer, tensors)
+    return int(epoch), int(step)
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
