@@ -1,0 +1,1 @@
+"""Utterance records, manifests, importers and the synthetic demo corpus."""

@@ -1,0 +1,1 @@
+"""Audio to normalised, augmented log-mel features."""

@@ -1,0 +1,1 @@
+"""Error rates on id-aligned pairs, confidence intervals, score.json."""

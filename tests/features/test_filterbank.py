@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kdpipe.features.filterbank import log_mel, num_frames
+
+
+def mel(hertz: float) -> float:
+    return float(1127.0 * np.log(1.0 + hertz / 700.0))
+
+
+def reference_log_mel(
+    samples: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Kaldi's compute-fbank-feats, frame by frame."""
+    edges = np.linspace(mel(20.0), mel(8000.0), 82)
+    bins = np.array([mel(k * 16000 / 512) for k in range(257)])
+    rise = (bins - edges[:80, None]) / (edges[1:81] - edges[:80])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:81])[:, None]
+    filters = np.maximum(0, np.minimum(rise, fall))
+    filters[:, 256] = 0  # Kaldi leaves the Nyquist bin out.
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
+    rows = []
+    for start in range(0, len(samples) - 399, 160):
+        frame = samples[start : start + 400] * 32768
+        frame = frame - frame.mean()
+        frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
+        power = np.abs(np.fft.rfft(frame * window, 512)) ** 2
+        rows.append(np.log(np.maximum(filters @ power, np.finfo(np.float32).eps)))
+    return np.array(rows)
+
+
+def test_equals_kaldi_written_plainly() -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 4000)
+    ours = log_mel(torch.from_numpy(samples).float())
+    np.testing.assert_allclose(ours.numpy(), reference_log_mel(samples), atol=2e-3)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399, 400, 559, 560, 16000])
+def test_only_whole_windows_are_frames(samples: int) -> None:
+    features = log_mel(torch.randn(samples))
+    assert features.shape == (num_frames(samples), 80)
+    assert features.dtype == torch.float32
+
+
+def test_digital_silence_is_finite_in_half_precision() -> None:
+    assert bool(torch.isfinite(log_mel(torch.zeros(1600)).half()).all())
+
+
+def test_a_tone_is_loudest_in_its_band() -> None:
+    time = torch.arange(16000) / 16000
+    loudest = log_mel(0.3 * torch.sin(2 * torch.pi * 1000 * time)).mean(0).argmax()
+    edges = np.linspace(mel(20.0), mel(8000.0), 82)
+    assert edges[loudest] < mel(1000.0) < edges[loudest + 2]
