@@ -10,15 +10,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 __all__ = [
+    "AlignmentError",
     "BusyOutputError",
     "ConfigError",
     "DataError",
     "DependencyError",
+    "DeviceError",
     "InputNotFoundError",
     "KdpipeError",
     "MismatchError",
     "ModelFormatError",
     "OutputConflictError",
+    "StoreDamageError",
+    "StoreFormatError",
+    "StoreIncompleteError",
+    "StoreWriteError",
     "TooManyRejectedError",
     "TrainingDivergedError",
 ]
@@ -147,3 +153,77 @@ class BusyOutputError(KdpipeError, BlockingIOError):
             "Wait for it, stop it, or give another --out",
         )
         self.path = path
+
+
+class DeviceError(KdpipeError, RuntimeError):
+    """A device was asked for that this machine does not have."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"no {device} device on this machine", "Use --device cpu or auto")
+        self.device = device
+
+
+class AlignmentError(KdpipeError, ValueError):
+    """Label sequences that CTC cannot align: they need more frames than the encoder gives.
+
+    `rows` are positions in the batch; `needed` and `available` count encoder frames of each.
+    """
+
+    def __init__(
+        self, rows: Iterable[int], needed: Iterable[int], available: Iterable[int]
+    ) -> None:
+        self.rows = tuple(rows)
+        self.needed = tuple(needed)
+        self.available = tuple(available)
+        super().__init__(
+            f"CTC cannot align row {self.rows[0]} of the batch: it needs {self.needed[0]} encoder"
+            f" frames and has {self.available[0]} ({len(self.rows)} such rows)",
+            "Prepare the data again: it rejects such utterances; slower --speed factors give more"
+            " frames, larger vocabularies fewer tokens",
+        )
+
+
+class StoreFormatError(KdpipeError, ValueError):
+    """A path that is no teacher store, is of a newer format, or claims what cannot be."""
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}: {problem}", remedy)
+        self.path = str(path)
+        self.problem = problem
+
+
+class StoreDamageError(KdpipeError, ValueError):
+    """A teacher store whose bytes are not those that were written."""
+
+    def __init__(self, path: Path | str, part: str, problem: str, ids: Iterable[str] = ()) -> None:
+        self.path = str(path)
+        self.part = part
+        self.problem = problem
+        self.ids = tuple(ids)
+        named = f" (utterances {', '.join(self.ids[:4])}{' ...' * (len(self.ids) > 4)})"
+        super().__init__(
+            f"{path}: {part}: {problem}{named if self.ids else ''}",
+            "Run `kdpipe store verify` to see all the damage, then copy the store again or"
+            " repair it with --repair --teacher",
+        )
+
+
+class StoreIncompleteError(KdpipeError, ValueError):
+    """A teacher store that is still being written."""
+
+    def __init__(self, path: Path | str, utterances: int) -> None:
+        super().__init__(
+            f"{path} is still being written: {utterances} utterances so far",
+            "Run the same teacher-dump command again to complete it, or pass --allow-partial",
+        )
+        self.path = str(path)
+        self.utterances = utterances
+
+
+class StoreWriteError(KdpipeError, OSError):
+    """Writing to a teacher store failed; nothing acknowledged before is lost."""
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}: {problem}", remedy)
+        self.path = str(path)
+        self.problem = problem
