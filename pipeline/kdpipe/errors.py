@@ -27,6 +27,7 @@ __all__ = [
     "StoreWriteError",
     "TooManyRejectedError",
     "TrainingDivergedError",
+    "UtteranceTooLongError",
 ]
 
 
@@ -227,3 +228,16 @@ class StoreWriteError(KdpipeError, OSError):
         super().__init__(f"{path}: {problem}", remedy)
         self.path = str(path)
         self.problem = problem
+
+
+class UtteranceTooLongError(KdpipeError, ValueError):
+    """An utterance longer than a search can take in bounded memory; lengths in encoder frames."""
+
+    def __init__(self, frames: int, limit: int) -> None:
+        super().__init__(
+            f"an utterance of {frames} encoder frames ({frames * 0.04:.0f} s) is longer than"
+            f" the limit of {limit} ({limit * 0.04:.0f} s)",
+            "Split the recording at pauses and decode the parts",
+        )
+        self.frames = frames
+        self.limit = limit
