@@ -47,7 +47,7 @@ class SparseRows(NamedTuple):
     """R ragged teacher rows, flat: the classes of row 0, then of row 1, and so on.
 
     `counts` (R,) classes of each row; `ids` (N,) class numbers, unique within a row; `log_probs`
-    (N,) nats; `tail` (R,) probability of all other classes together.
+    (N,) nats; `tail` (R,) probability of all other classes together. Integers are int64.
     """
 
     counts: Int[Tensor, "R"]
@@ -135,7 +135,7 @@ def sparse_cross_entropy(
     `student_log_probs` are normalised over their V classes. The bucket's log-mass is a logsumexp
     over the classes not kept, never 1 - sum, so it is exact where the student is nearly certain.
     """
-    log_probs = at_least_float32(student_log_probs)
+    log_probs = at_least_float32(student_log_probs).contiguous()
     entry_rows = _entry_rows(teacher)
     probs = teacher.log_probs.to(log_probs.dtype).exp()
     tail = teacher.tail.to(log_probs.dtype)
@@ -251,13 +251,13 @@ class _KeptAndRest(torch.autograd.Function):
         entry_rows: Int[Tensor, "N"],
     ) -> tuple[Float[Tensor, "N"], Float[Tensor, "R"]]:
         dense = log_probs.index_select(0, rows)
-        flat = entry_rows * log_probs.shape[1] + ids
-        kept = dense.view(-1)[flat]
-        dense.view(-1).index_fill_(0, flat, -torch.inf)
+        V = log_probs.shape[1]
+        dense.view(-1).index_fill_(0, entry_rows * V + ids, -torch.inf)
         peak = dense.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(dense.dtype).min)
         rest = dense.sub_(peak).exp_().sum(dim=1).log_() + peak.squeeze(1)
+        flat = rows[entry_rows] * V + ids
         ctx.save_for_backward(log_probs, rows, flat, rest)
-        return kept, rest
+        return log_probs.reshape(-1)[flat], rest
 
     @staticmethod
     @once_differentiable
@@ -265,8 +265,11 @@ class _KeptAndRest(torch.autograd.Function):
         ctx: Any, kept_gradient: Float[Tensor, "N"], rest_gradient: Float[Tensor, "R"]
     ) -> tuple[Float[Tensor, "P V"], None, None, None]:
         log_probs, rows, flat, rest = ctx.saved_tensors
-        shift = rest.masked_fill(rest.isneginf(), 0.0).unsqueeze(1)
-        dense = log_probs.index_select(0, rows).sub_(shift).exp_().mul_(rest_gradient.unsqueeze(1))
-        # Written over, not added: a kept class may have overflowed above.
-        dense.view(-1).index_copy_(0, flat, kept_gradient)
-        return torch.zeros_like(log_probs).index_add_(0, rows, dense), None, None, None
+        shift, weight = (
+            values.new_zeros(log_probs.shape[0]).index_copy_(0, rows, values).unsqueeze(1)
+            for values in (rest.masked_fill(rest.isneginf(), 0.0), rest_gradient)
+        )
+        gradient = log_probs.sub(shift).exp_().mul_(weight)
+        # Written over, not added: the product above means nothing for a kept class.
+        gradient.view(-1).index_copy_(0, flat, kept_gradient)
+        return gradient, None, None, None
