@@ -137,3 +137,16 @@ def test_half_precision_logits_give_float32_losses() -> None:
             posteriors,
         )
     assert decoder.total.dtype == encoder.total.dtype == torch.float32
+
+
+def test_a_batch_without_any_usable_hypothesis_gives_zero_and_trains_on() -> None:
+    posteriors = torch.zeros(2, 3)
+    hypotheses = flatten_hypotheses(TOKENS, LENGTHS, posteriors)
+    masks = draw_masks(hypotheses.lengths, torch.Generator().manual_seed(8), longest=3)
+    logits = torch.zeros(0, 3, 6, requires_grad=True)
+    log_probs = random_log_probs(9, 2, 6, 5).requires_grad_()
+    decoder = decoder_sequence_loss(logits, masks, hypotheses, 2, 5)
+    encoder = encoder_sequence_loss(log_probs, torch.tensor([2, 6]), TOKENS, LENGTHS, posteriors)
+    assert decoder.total.tolist() == encoder.total.tolist() == [0, 0]
+    gradients = torch.autograd.grad((decoder.total + encoder.total).sum(), (logits, log_probs))
+    assert not gradients[1].any()

@@ -271,3 +271,13 @@ def test_autocast_and_half_precision_inputs_stay_float32(rule: TailRule) -> None
     )
     torch.testing.assert_close(loss, outside)
     assert not torch.autograd.grad(loss.sum(), logits)[0][:, 8].any()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_made_in_inference_mode_can_be_learned_from(rule: TailRule) -> None:
+    """A teacher run in the loop hands over inference tensors, which autograd may not save."""
+    with torch.inference_mode():
+        teacher = truncate_rows(random_log_probs(21, 4, 8), top_k=3)
+    student = random_log_probs(22, 4, 8).requires_grad_()
+    loss = sparse_cross_entropy(student, torch.arange(4), teacher, rule)
+    assert bool(torch.autograd.grad(loss.sum(), student)[0].any())

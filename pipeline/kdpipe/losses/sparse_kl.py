@@ -138,11 +138,12 @@ def sparse_cross_entropy(
     log_probs = at_least_float32(student_log_probs).contiguous()
     entry_rows = _entry_rows(teacher)
     probs = teacher.log_probs.to(log_probs.dtype).exp()
-    tail = teacher.tail.to(log_probs.dtype)
+    # A copy: autograd may not save a tensor that was made in inference mode.
+    tail = teacher.tail.to(log_probs.dtype, copy=True)
     if tail_rule == "bucket":
         kept, rest = _kept_and_rest(log_probs, rows, teacher.ids, entry_rows)
         return -_row_sum(probs * kept, entry_rows, teacher) - _tail_term(tail, rest)
-    kept = log_probs[rows[entry_rows], teacher.ids]
+    kept = log_probs.flatten()[rows[entry_rows] * log_probs.shape[1] + teacher.ids]
     if tail_rule == "renormalise":
         probs = probs / _row_sum(probs, entry_rows, teacher)[entry_rows]
     cross_entropy = -_row_sum(probs * kept, entry_rows, teacher)
