@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from kdpipe.models.attention import MultiHeadedAttention
 from kdpipe.models.config import ModelConfig
+from kdpipe.models.dropout import add_dropped, dropout
 from kdpipe.models.layers import PositionwiseFeedForward, layer_norm
 from kdpipe.models.lengths import find_padding
 from kdpipe.models.memory import Memory, SelfAttentionCache, append, empty_cache, open_slots
@@ -46,7 +47,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = layer_norm(config.dim)
         self.norm2 = layer_norm(config.dim)
         self.norm3 = layer_norm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout_rate = config.dropout
 
     def forward(
         self,
@@ -56,18 +57,22 @@ class DecoderLayer(nn.Module):
         memory: Memory,
         layer: int,
     ) -> Float[Tensor, "B L D"]:
-        x = inputs + self.dropout(self.self_attn(self.norm1(inputs), mask, causal))
+        x = self.add(inputs, self.self_attn(self.norm1(inputs), mask, causal))
         return self.read_memory(x, memory, layer)
 
     def read_memory(
         self, inputs: Float[Tensor, "B Q D"], memory: Memory, layer: int
     ) -> Float[Tensor, "B Q D"]:
         """Cross-attention and feed-forward; Q queries an utterance, of whatever hypotheses."""
-        queries = self.src_attn.project_queries(self.norm2(inputs))
+        queries = self.src_attn.project(self.norm2(inputs), "q")[0]
         keys, values = memory.keys[layer], memory.values[layer]
-        x = inputs + self.dropout(self.src_attn.attend(queries, keys, values, memory.mask))
-        result: Tensor = x + self.dropout(self.feed_forward(self.norm3(x)))
-        return result
+        x = self.add(inputs, self.src_attn.attend(queries, keys, values, memory.mask))
+        return self.add(x, self.feed_forward(self.norm3(x)))
+
+    def add(
+        self, inputs: Float[Tensor, "B L D"], branch: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L D"]:
+        return add_dropped(inputs, branch, self.dropout_rate, self.training)
 
 
 class _Decoder(nn.Module):
@@ -79,7 +84,7 @@ class _Decoder(nn.Module):
         self.decoders = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.after_norm = layer_norm(config.dim)
         self.output_layer = nn.Linear(config.dim, config.output_classes)
-        self.positional_dropout = nn.Dropout(config.positional_dropout)
+        self.dropout_rate = config.positional_dropout
         self.dim = config.dim
 
     def project_memory(self, hidden: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"]) -> Memory:
@@ -90,7 +95,7 @@ class _Decoder(nn.Module):
         """
         if hidden.shape[1] == 0:
             hidden = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])
-        pairs = [layer.src_attn.project_memory(hidden) for layer in self._layers()]
+        pairs = [layer.src_attn.project(hidden, "kv") for layer in self._layers()]
         padding = find_padding(lengths.clamp(min=1), hidden.shape[1])
         return Memory(
             tuple(keys.contiguous() for keys, _ in pairs),
@@ -103,8 +108,8 @@ class _Decoder(nn.Module):
 
     def _embed(self, tokens: Int[Tensor, "*B L"], start: int) -> Float[Tensor, "*B L D"]:
         x: Tensor = self.embed(tokens.clamp(min=0)) * math.sqrt(self.dim)
-        result: Tensor = self.positional_dropout(x + absolute_positions(start, x.shape[-2], x))
-        return result
+        x = x + absolute_positions(start, x.shape[-2], x)
+        return dropout(x, self.dropout_rate, self.training)
 
     def _classify(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B C"]:
         logits: Tensor = self.output_layer(self.after_norm(hidden))
@@ -145,12 +150,12 @@ class CausalDecoder(_Decoder):
         keys, values = list(cache.keys), list(cache.values)
         for index, layer in enumerate(self._layers()):
             attention, normed = layer.self_attn, layer.norm1(x)
-            new_keys, new_values = attention.project_memory(normed)
+            queries, new_keys, new_values = attention.project(normed, "qkv").unbind(0)
             keys[index] = append(keys[index], new_keys, cache.slots)
             values[index] = append(values[index], new_values, cache.slots)
             seen = slice(0, ancestors.shape[2])
             x = x + attention.attend(
-                attention.project_queries(normed),
+                queries,
                 keys[index][:, :, seen],
                 values[index][:, :, seen],
                 mask,
@@ -216,8 +221,8 @@ class MaskedDecoder(_Decoder):
         order = flat.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         normed = layer.norm1(inputs)
         index = order.unsqueeze(2).expand(-1, -1, self.dim)
-        keys, values = layer.self_attn.project_memory(normed)
-        queries = layer.self_attn.project_queries(normed.gather(1, index))
+        keys, values = layer.self_attn.project(normed, "kv").unbind(0)
+        queries = layer.self_attn.project(normed.gather(1, index), "q")[0]
         x = inputs.gather(1, index) + layer.self_attn.attend(queries, keys, values, mask)
         x = layer.read_memory(x.view(wanted.shape[0], -1, self.dim), memory, len(self.decoders) - 1)
         real = torch.arange(width, device=count.device) < count.unsqueeze(1)

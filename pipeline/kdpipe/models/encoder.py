@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from kdpipe.models.attention import (
     RelPositionMultiHeadedAttention,
 )
 from kdpipe.models.config import ModelConfig
+from kdpipe.models.dropout import add_dropped, dropout
 from kdpipe.models.layers import (
     Conv2dSubsampling,
     ConvolutionModule,
@@ -75,7 +75,7 @@ class ConformerLayer(nn.Module):
             self.conv_module = ConvolutionModule(dim, config.kernel, config.activation)
             self.norm_conv = layer_norm(dim)
             self.norm_final = layer_norm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout_rate = config.dropout
         self.macaron, self.convolution = config.macaron, config.convolution
 
     def forward(
@@ -86,15 +86,19 @@ class ConformerLayer(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         x, step = inputs, 0.5 if self.macaron else 1.0
         if self.macaron:
-            branch = self.feed_forward_macaron(self.norm_ff_macaron(x))
-            x = torch.add(x, self.dropout(branch), alpha=step)
-        x = x + self.dropout(_attend(self.self_attn, self.norm_mha(x), positions, padding))
+            x = self._add(x, self.feed_forward_macaron(self.norm_ff_macaron(x)), step)
+        x = self._add(x, _attend(self.self_attn, self.norm_mha(x), positions, padding))
         if self.convolution:
-            x = x + self.dropout(self.conv_module(self.norm_conv(x), padding))
-        x = torch.add(x, self.dropout(self.feed_forward(self.norm_ff(x))), alpha=step)
+            x = self._add(x, self.conv_module(self.norm_conv(x), padding))
+        x = self._add(x, self.feed_forward(self.norm_ff(x)), step)
         if self.convolution:
             x = self.norm_final(x)
         return x
+
+    def _add(
+        self, inputs: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"], scale: float = 1.0
+    ) -> Float[Tensor, "B T D"]:
+        return add_dropped(inputs, branch, self.dropout_rate, self.training, scale)
 
 
 class TransformerLayer(nn.Module):
@@ -108,7 +112,7 @@ class TransformerLayer(nn.Module):
             config.dim, config.inner, config.dropout, config.activation
         )
         self.norm2 = layer_norm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout_rate = config.dropout
 
     def forward(
         self,
@@ -116,9 +120,9 @@ class TransformerLayer(nn.Module):
         positions: Float[Tensor, "R D"] | None,
         padding: Padding | None,
     ) -> Float[Tensor, "B T D"]:
-        x = inputs + self.dropout(_attend(self.self_attn, self.norm1(inputs), positions, padding))
-        result: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
-        return result
+        attended = _attend(self.self_attn, self.norm1(inputs), positions, padding)
+        x = add_dropped(inputs, attended, self.dropout_rate, self.training)
+        return add_dropped(x, self.feed_forward(self.norm2(x)), self.dropout_rate, self.training)
 
 
 class Encoder(nn.Module):
@@ -130,7 +134,7 @@ class Encoder(nn.Module):
         self.embed = Conv2dSubsampling(config.feature_dim, config.dim)
         self.encoders = nn.ModuleList(layer(config) for _ in range(config.encoder_layers))
         self.after_norm = layer_norm(config.dim)
-        self.positional_dropout = nn.Dropout(config.positional_dropout)
+        self.dropout_rate = config.positional_dropout
         self.positions = config.positions
         self.dim = config.dim
 
@@ -156,6 +160,12 @@ class Encoder(nn.Module):
         x = self.embed(features) * math.sqrt(self.dim)
         length = x.shape[1]
         if self.positions == "absolute":
-            return self.positional_dropout(x + absolute_positions(0, length, x)), None
-        table = relative_positions if self.positions == "relative" else legacy_positions
-        return self.positional_dropout(x), self.positional_dropout(table(length, x))
+            return self._drop(x + absolute_positions(0, length, x)), None
+        if self.positions == "relative":
+            table = relative_positions(length, x, exact=self.training)
+        else:
+            table = legacy_positions(length, x)
+        return self._drop(x), self._drop(table)
+
+    def _drop(self, inputs: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return dropout(inputs, self.dropout_rate, self.training)

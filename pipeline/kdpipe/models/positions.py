@@ -13,8 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["absolute_positions", "legacy_positions", "relative_positions", "sinusoids"]
+__all__ = [
+    "KEPT_REACH",
+    "absolute_positions",
+    "legacy_positions",
+    "relative_positions",
+    "sinusoids",
+]
 
+# Relative tables that reach no further are shared by all lengths in inference (80 seconds).
+KEPT_REACH = 2048
 # The older relative form counts down from the end of a table of this many rows.
 LEGACY_TABLE = 5000
 
@@ -45,11 +53,16 @@ def absolute_positions(start: int, length: int, like: Tensor) -> Float[Tensor, "
     return table[start : start + length].to(like.dtype)
 
 
-def relative_positions(length: int, like: Tensor) -> Float[Tensor, "R D"]:
-    """Relative positions length-1 .. -(length-1): R = 2 * length - 1 rows."""
+def relative_positions(length: int, like: Tensor, exact: bool = True) -> Float[Tensor, "R D"]:
+    """Relative positions length-1 .. -(length-1): R = 2 * length - 1 rows.
+
+    Not `exact`: the table may reach further, so that few tables serve all lengths.
+    """
     reach = _rounded(length)
-    table = _table(reach - 1, 1 - reach, like.shape[-1], like.device)
-    return table[reach - length : reach + length - 1].to(like.dtype)
+    table = _table(reach - 1, 1 - reach, like.shape[-1], like.device).to(like.dtype)
+    if not exact and reach <= KEPT_REACH:
+        return table
+    return table[reach - length : reach + length - 1]
 
 
 def legacy_positions(length: int, like: Tensor) -> Float[Tensor, "T D"]:

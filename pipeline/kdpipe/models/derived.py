@@ -1,0 +1,43 @@
+"""Weights computed from parameters: afresh in training, kept between calls in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["DerivedWeights"]
+
+Key = tuple[object, ...]
+
+
+class DerivedWeights:
+    """Keeps what was computed from a module's parameters while these stay unchanged.
+
+    A change is seen through a tensor's version counter and address: optimisers,
+    `load_state_dict`, `.to()` and in-place operations count; writing through `.data` does
+    not. With gradients enabled nothing is kept, so that training always differentiates
+    through the computation.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Key, tuple[Tensor, ...]]] = {}
+
+    def get(
+        self,
+        name: str,
+        sources: Sequence[Tensor],
+        compute: Callable[[], tuple[Tensor, ...]],
+        extra: Key = (),
+    ) -> tuple[Tensor, ...]:
+        """What `compute` gives for `sources`; `extra` is whatever else it depends on."""
+        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
+            return compute()
+        autocast = torch.is_autocast_enabled(sources[0].device.type)
+        key = (autocast, *extra, *((source.data_ptr(), source._version) for source in sources))
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != key:
+            kept = (key, compute())
+            self._kept[name] = kept
+        return kept[1]
