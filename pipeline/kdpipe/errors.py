@@ -21,13 +21,16 @@ __all__ = [
     "MismatchError",
     "ModelFormatError",
     "OutputConflictError",
+    "OutputWriteError",
     "StoreDamageError",
     "StoreFormatError",
     "StoreIncompleteError",
     "StoreWriteError",
     "TooManyRejectedError",
     "TrainingDivergedError",
+    "UtteranceNotFoundError",
     "UtteranceTooLongError",
+    "WorkerDiedError",
 ]
 
 
@@ -241,3 +244,40 @@ class UtteranceTooLongError(KdpipeError, ValueError):
         )
         self.frames = frames
         self.limit = limit
+
+
+class WorkerDiedError(KdpipeError, RuntimeError):
+    """A worker process was killed, most often for want of memory."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a worker process was killed, most often for want of memory",
+            "Run the same command again to resume, with fewer --workers",
+        )
+
+
+class OutputWriteError(KdpipeError, OSError):
+    """An output folder that cannot be written: a full disk, missing rights."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"{path} cannot be written: {problem}",
+            "Make room or give another --out, then run the same command again to resume",
+        )
+        self.path = path
+        self.problem = problem
+
+
+class UtteranceNotFoundError(KdpipeError, KeyError):
+    """An utterance that a teacher store does not hold."""
+
+    def __init__(self, path: Path | str, utterance: str) -> None:
+        super().__init__(
+            f"{path} holds no utterance {utterance!r}",
+            "Check the id, or dump the split that it is of",
+        )
+        self.path = str(path)
+        self.utterance = utterance
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.remedy}"

@@ -1,0 +1,99 @@
+"""Finishing a store: journals become the index; records stay where they are, or go to HDF5."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import InputNotFoundError, StoreIncompleteError
+from kdpipe.store.hdf5_backend import write_hdf5
+from kdpipe.store.index import Index, build_index, content_digest
+from kdpipe.store.journal import (
+    Ledger,
+    journal_folder,
+    read_ledger,
+    read_working_header,
+    working_lock,
+)
+from kdpipe.store.layout import COLUMN, Widths, section_sizes
+from kdpipe.store.opening import ledger_rows, open_image, record_slices, working_image
+from kdpipe.store.paths import backend_of, store_state, working_folder
+from kdpipe.store.schema import Fidelity, StoreHeader
+from kdpipe.store.zarr_backend import seal_shards, write_zarr_metadata
+
+__all__ = ["finish", "move_records", "pieces"]
+
+PIECE_BYTES = 1 << 23
+
+
+def finish(path: Path, expected: Iterable[str] | None = None) -> str:
+    """Complete the store at `path` and return its content digest; repeating it does no harm.
+
+    With `expected` every one of these utterances must be there. Raises `BusyOutputError` while a
+    writer is at work and `StoreIncompleteError` when utterances are missing.
+    """
+    working = working_folder(path)
+    if store_state(path) == "partial":
+        with working_lock(working, "writers.lock", shared=False, wait=False):
+            _finish(path, working, set(expected or ()))
+    if store_state(path) == "absent":
+        raise InputNotFoundError(path, "teacher store", "Run kdpipe teacher-dump first")
+    for leftover in {journal_folder(working), *([working] if working != path else [])}:
+        shutil.rmtree(leftover, ignore_errors=True)
+    return str(open_image(path).digest)
+
+
+def _finish(path: Path, working: Path, expected: set[str]) -> None:
+    ledger = read_ledger(working)
+    if expected - set(ledger.ids):
+        raise StoreIncompleteError(path, len(set(ledger.ids)))
+    header, shard_bytes = read_working_header(working)
+    header = replace(header, fidelity=_fidelity(ledger) or header.fidelity)
+    index, order = build_index(ledger.ids, ledger_rows(ledger))
+    digest = content_digest(header, [ledger.digests[position] for position in order.tolist()])
+    if backend_of(path) == "zarr":
+        files = seal_shards(working, ledger.shards, shard_bytes)
+        write_zarr_metadata(path, header, digest, index, files, shard_bytes)
+        return
+    image = working_image(path, working, header, index, ledger, shard_bytes)
+    table, size = move_records(index.table, header)
+    moved = Index(table, index.ids, index.lookup)
+    write_hdf5(path, header, digest, moved, pieces(record_slices(image)), size)
+
+
+def _fidelity(ledger: Ledger) -> Fidelity | None:
+    """Means over all rows of the sample, summed in the order of ids so that it is repeatable."""
+    if not ledger.fidelity:
+        return None
+    sums = np.asarray([ledger.fidelity[key] for key in sorted(ledger.fidelity)])
+    frame_kl, frames, token_kl, tokens = sums.sum(axis=0).tolist()
+    return Fidelity(frame_kl / max(frames, 1), token_kl / max(tokens, 1), len(sums))
+
+
+def move_records(table: NDArray[np.uint32], header: StoreHeader) -> tuple[NDArray[np.uint32], int]:
+    """The table with records laid end to end in its order, and the bytes of them all."""
+    sizes = section_sizes(table, Widths.of(header)).sum(axis=1)
+    moved = np.array(table)
+    places = np.cumsum(sizes) - sizes
+    moved[:, COLUMN["address_low"]] = places & 0xFFFFFFFF
+    moved[:, COLUMN["address_high"]] = places >> 32
+    return moved, int(sizes.sum())
+
+
+def pieces(records: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Join records to pieces worth a write each."""
+    pending: list[NDArray[np.uint8]] = []
+    size = 0
+    for record in records:
+        pending.append(record)
+        size += len(record)
+        if size >= PIECE_BYTES:
+            yield np.concatenate(pending)
+            pending, size = [], 0
+    if pending:
+        yield np.concatenate(pending)

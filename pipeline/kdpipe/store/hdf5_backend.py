@@ -1,0 +1,197 @@
+"""A store as one HDF5 file of four contiguous datasets, which are read by mapping the file.
+
+The user block in front of the HDF5 data repeats the header and says where each dataset lies and
+what it checks to, so reading needs no HDF5 library and damage never reaches one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import StoreFormatError
+from kdpipe.files import sync_folder
+from kdpipe.store.image import (
+    StoreImage,
+    index_from_bytes,
+    map_file,
+    sealed_json,
+    unsealed_json,
+)
+from kdpipe.store.index import Index
+from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
+
+__all__ = ["DATASETS", "open_hdf5", "read_user_block", "structure_checksum", "write_hdf5"]
+
+DATASETS = ("records", "table", "ids", "lookup")
+MAGIC = b"kdpipe-store "
+MAX_USER_BLOCK = 1 << 24
+SPARE_BYTES = 2048
+ONE_PART = 2**62
+"""No address reaches it: all records of an HDF5 store are one part."""
+
+Extents = dict[str, tuple[int, int, int]]
+
+
+def write_hdf5(
+    path: Path,
+    header: StoreHeader,
+    digest: str,
+    index: Index,
+    records: Iterable[NDArray[np.uint8]],
+    records_bytes: int,
+) -> None:
+    """Write a whole store; `records` come in order and in pieces of any size.
+
+    The file appears under its name only when it is whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    store = {
+        "checksum": "00000000",
+        "header": header_to_json(header),
+        "digest": digest,
+        "utterances": len(index),
+    }
+    room = len(json.dumps(store).encode()) + SPARE_BYTES
+    block = max(512, 1 << (room - 1).bit_length())
+    try:
+        extents = _write_datasets(temporary, block, store, index, records, records_bytes)
+        _write_user_block(temporary, block, store, extents)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _write_datasets(
+    path: Path,
+    block: int,
+    store: Mapping[str, Any],
+    index: Index,
+    records: Iterable[NDArray[np.uint8]],
+    records_bytes: int,
+) -> Extents:
+    arrays: dict[str, NDArray[Any]] = {
+        "table": index.table,
+        "ids": index.ids,
+        "lookup": index.lookup,
+    }
+    checks = {name: google_crc32c.value(array.tobytes()) for name, array in arrays.items()}
+    with h5py.File(path, "w", userblock_size=block) as file:
+        shared = {key: store[key] for key in ("header", "digest", "utterances")}
+        file.attrs["kdpipe_store"] = json.dumps(shared, ensure_ascii=False)
+        target = file.create_dataset("records", (records_bytes,), "u1", track_times=False)
+        position = checksum = 0
+        for piece in records:
+            target[position : position + len(piece)] = piece
+            position += len(piece)
+            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece))
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, track_times=False)
+        file.flush()
+        checks["records"] = checksum
+        return {
+            name: (file[name].id.get_offset() or 0, file[name].id.get_storage_size(), checks[name])
+            for name in DATASETS
+        }
+
+
+def _write_user_block(path: Path, block: int, store: Mapping[str, Any], extents: Extents) -> None:
+    content = {
+        **store,
+        "bytes": path.stat().st_size,
+        "datasets": {name: list(extents[name]) for name in DATASETS},
+        "structure_crc32c": structure_checksum(map_file(path), block, extents),
+    }
+    text = sealed_json(json.dumps(content, ensure_ascii=False).encode())
+    first = b"%s%08d\n" % (MAGIC, block)
+    with path.open("r+b") as handle:
+        handle.write((first + text).ljust(block - 1) + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def structure_checksum(file: NDArray[np.uint8], block: int, extents: Extents) -> int:
+    """CRC-32C of all bytes after the user block that belong to no dataset."""
+    checksum, position = 0, block
+    for offset, size, _ in sorted(extents.values()):
+        if size:
+            checksum = google_crc32c.extend(checksum, file[position:offset])
+            position = offset + size
+    total: int = google_crc32c.extend(checksum, file[position:])
+    return total
+
+
+def read_user_block(path: Path) -> tuple[dict[str, Any], StoreHeader, int, Extents]:
+    """The checked user block: its content, the header, its size, and the datasets' extents.
+
+    Raises `StoreFormatError` when the file is no store, damaged, or lists what cannot be.
+    """
+    block, text = _user_block_text(path)
+    try:
+        store = json.loads(text)
+        header_content = store["header"]
+        extents = {
+            name: (int(offset), int(size), int(crc))
+            for name, (offset, size, crc) in store["datasets"].items()
+        }
+        fits = set(extents) == set(DATASETS) and isinstance(store["digest"], str)
+        fits = fits and int(store["bytes"]) == path.stat().st_size
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, repr(error)) from error
+    if not unsealed_json(text) or not fits or not _disjoint(extents, block, store["bytes"]):
+        raise _damaged(path, "checksum, size or extents do not fit")
+    return store, header_from_json(header_content, str(path)), block, extents
+
+
+def _user_block_text(path: Path) -> tuple[int, bytes]:
+    try:
+        with path.open("rb") as handle:
+            first = handle.read(len(MAGIC) + 9)
+            size = first[len(MAGIC) : -1]
+            if not first.startswith(MAGIC) or not size.isdigit() or int(size) > MAX_USER_BLOCK:
+                raise StoreFormatError(path, "no teacher store", "Check the path")
+            rest = handle.read(int(size) - len(first))
+    except OSError as error:
+        raise StoreFormatError(
+            path, f"cannot be read ({error.strerror})", "Check the path"
+        ) from error
+    text = rest.rstrip(b" \n")
+    if len(rest) != int(size) - len(first) or rest != text.ljust(len(rest) - 1) + b"\n":
+        raise _damaged(path, "cut short or overwritten")
+    return int(size), text
+
+
+def _damaged(path: Path, problem: str) -> StoreFormatError:
+    return StoreFormatError(
+        path, f"its user block is damaged ({problem})", "Copy or convert the store again"
+    )
+
+
+def _disjoint(extents: Extents, start: int, end: int) -> bool:
+    for offset, size, _ in sorted(extents.values()):
+        if size and (offset < start or size < 0 or offset + size > end):
+            return False
+        start = offset + size if size else start
+    return True
+
+
+def open_hdf5(path: Path) -> StoreImage:
+    """Map a finished HDF5 store."""
+    store, header, block, extents = read_user_block(path)
+    file = map_file(path, store["bytes"])
+    if structure_checksum(file, block, extents) != store["structure_crc32c"]:
+        raise StoreFormatError(path, "its HDF5 structure is damaged", "Copy the store again")
+    views = {name: file[offset : offset + size] for name, (offset, size, _) in extents.items()}
+    index = index_from_bytes(path, views["table"], views["ids"], views["lookup"])
+    records = {0: views["records"]}
+    return StoreImage(path, "hdf5", header, store["digest"], index, records, ONE_PART, len(file))

@@ -1,0 +1,91 @@
+"""A store as mapped memory: what every backend gives the reader."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import StoreFormatError
+from kdpipe.store.index import Index
+from kdpipe.store.layout import COLUMNS
+from kdpipe.store.schema import StoreHeader
+
+__all__ = ["StoreImage", "index_from_bytes", "map_file", "sealed_json", "unsealed_json"]
+
+CHECKSUM_FIELD = b'"checksum": "%08x"'
+
+
+@dataclass(frozen=True)
+class StoreImage:
+    """`records` holds, by number, shards of `stride` bytes: address // stride is the number.
+
+    `digest` is None while the store is under construction.
+    """
+
+    path: Path
+    backend: str
+    header: StoreHeader
+    digest: str | None
+    index: Index
+    records: Mapping[int, NDArray[np.uint8]]
+    stride: int
+    total_bytes: int
+
+    def part(self, address: int) -> str:
+        """The name of the part that holds an address."""
+        return "records" if self.backend == "hdf5" else f"records/c/{address // self.stride}"
+
+
+def map_file(path: Path, expected: int | None = None) -> NDArray[np.uint8]:
+    """Map a file read-only; with `expected`, its size must be that.
+
+    Raises `StoreFormatError` when it is absent or of another size.
+    """
+    try:
+        with path.open("rb") as handle:
+            size = handle.seek(0, 2)
+            if expected is not None and size != expected:
+                raise StoreFormatError(
+                    path, f"has {size} bytes, not {expected}", "Copy or dump the store again"
+                )
+            if not size:
+                return np.zeros(0, np.uint8)
+            mapped = mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise StoreFormatError(
+            path, f"cannot be read ({error.strerror})", "Copy or dump the store again"
+        ) from error
+    return np.frombuffer(mapped, np.uint8)
+
+
+def index_from_bytes(
+    path: Path, table: NDArray[np.uint8], ids: NDArray[np.uint8], lookup: NDArray[np.uint8]
+) -> Index:
+    """View raw arrays as an index; sizes that contradict each other are a `StoreFormatError`."""
+    count, rest = divmod(len(table), 4 * len(COLUMNS))
+    if rest or len(lookup) != 16 * count:
+        raise StoreFormatError(path, "table and lookup differ in length", "Copy the store again")
+    return Index(
+        table.view("<u4").reshape(count, len(COLUMNS)),
+        ids,
+        lookup.view("<u8").reshape(2, count),
+    )
+
+
+def sealed_json(text: bytes) -> bytes:
+    """Fill in the `"checksum": "00000000"` of a JSON text: CRC-32C of the text as it stands."""
+    blank = CHECKSUM_FIELD % 0
+    return text.replace(blank, CHECKSUM_FIELD % google_crc32c.value(text))
+
+
+def unsealed_json(text: bytes) -> bool:
+    """Whether the checksum in a sealed JSON text fits the rest of it."""
+    before, field, after = text.partition(b'"checksum": "')
+    blank = before + CHECKSUM_FIELD % 0 + after[9:]
+    return bool(field) and sealed_json(blank) == text

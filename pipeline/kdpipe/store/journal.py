@@ -1,0 +1,256 @@
+"""The working folder of a store: shards that only grow, and a journal of what is acknowledged.
+
+Every writer claims a shard number of its own by creating its journal, and alone appends to that
+shard and journal. A commit appends records to the shard, syncs it, appends one checked line to
+the journal and syncs that: only then is it acknowledged. Bytes before the journal's last good
+line never change again; bytes after it are ignored. Nobody ever appends to a journal that an
+earlier process left, so a torn line can only be the last.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import BusyOutputError, StoreDamageError, StoreFormatError
+from kdpipe.files import read_json, sync_folder, write_json
+from kdpipe.store.layout import CHUNK_BYTES, COLUMN, COLUMNS
+from kdpipe.store.record import Record
+from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
+
+__all__ = [
+    "Journal",
+    "Ledger",
+    "journal_folder",
+    "read_ledger",
+    "read_working_header",
+    "record_digest",
+    "shard_path",
+    "working_lock",
+    "write_working_header",
+]
+
+DIGEST_BYTES = 32
+
+
+@dataclass
+class Ledger:
+    """All that the journals of a working folder acknowledge, in order of shard and commit.
+
+    `rows` are rows of `table` (n, 12) without `id_end`; `shards` holds, by number, the bytes
+    acknowledged and their CRC-32C; `fidelity` sums of KL and rows by utterance; `torn` the
+    journals whose last line is not whole.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    rows: list[NDArray[np.uint32]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    shards: dict[int, tuple[int, int]] = field(default_factory=dict)
+    fidelity: dict[str, list[float]] = field(default_factory=dict)
+    torn: list[str] = field(default_factory=list)
+
+
+def journal_folder(working: Path) -> Path:
+    """Where the journals, the header in use and the locks are until the store is finished."""
+    return working / "journal"
+
+
+def shard_path(working: Path, number: int) -> Path:
+    """The file of one shard of `records`."""
+    return working / "records" / "c" / str(number)
+
+
+def record_digest(record: Record) -> bytes:
+    """SHA-256 over id, lengths and bytes of a record, as FORMAT.md defines it."""
+    name = record.id.encode()
+    lengths = np.asarray((len(name), *record.lengths), "<u4").tobytes()
+    return hashlib.sha256(lengths + name + record.content).digest()
+
+
+def write_working_header(working: Path, header: StoreHeader, shard_bytes: int) -> None:
+    """Record for every later writer and reader what is being written."""
+    content = {"header": header_to_json(header), "shard_bytes": shard_bytes}
+    write_json(journal_folder(working) / "header.json", content)
+
+
+def read_working_header(working: Path) -> tuple[StoreHeader, int]:
+    """The header in use and the size of shards."""
+    content = read_json(journal_folder(working) / "header.json")
+    if not isinstance(content, dict) or set(content) != {"header", "shard_bytes"}:
+        raise StoreFormatError(working, "journal/header.json is no header", "Dump again")
+    shard_bytes = content["shard_bytes"]
+    if not isinstance(shard_bytes, int) or not 0 < shard_bytes < 2**40 or shard_bytes % CHUNK_BYTES:
+        raise StoreFormatError(working, f"shards of {shard_bytes!r:.40} bytes", "Dump again")
+    return header_from_json(content["header"], str(working)), shard_bytes
+
+
+@contextmanager
+def working_lock(working: Path, name: str, shared: bool, wait: bool) -> Iterator[None]:
+    """Hold an advisory lock of the working folder; the kernel frees it when a process dies.
+
+    Raises `BusyOutputError` when another process holds it and `wait` is false.
+    """
+    handle = os.open(journal_folder(working) / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(handle, mode)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise BusyOutputError(working) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+class Journal:
+    """One shard and its journal, both claimed by this process."""
+
+    def __init__(self, working: Path, writer: str, shard_bytes: int) -> None:
+        self.working = working
+        self.shard_bytes = shard_bytes
+        self.length = 0
+        self.checksum = 0
+        self.number, self._journal = _claim(working)
+        self._journal_length = 0
+        path = shard_path(working, self.number)
+        self._shard = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        sync_folder(path.parent)
+        self._append_line({"writer": writer, "host": os.uname().nodename, "pid": os.getpid()})
+        sync_folder(journal_folder(working))
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes fit into the shard."""
+        return self.length + size <= self.shard_bytes
+
+    def commit(self, records: Sequence[Record], fidelity: dict[str, list[float]]) -> None:
+        """Append records and acknowledge them; on any failure nothing of them remains."""
+        content = b"".join(record.content for record in records)
+        checksum = google_crc32c.extend(self.checksum, content)
+        line = {
+            "end": self.length + len(content),
+            "crc32c": checksum,
+            "ids": [record.id for record in records],
+            "rows": _text(self._rows(records).tobytes()),
+            "digests": _text(b"".join(record_digest(record) for record in records)),
+            "fidelity": fidelity,
+        }
+        try:
+            _write_all(self._shard, content, self.length)
+            os.fsync(self._shard)
+            self._append_line(line)
+        except BaseException:
+            os.ftruncate(self._journal, self._journal_length)
+            os.ftruncate(self._shard, self.length)
+            raise
+        self.length += len(content)
+        self.checksum = checksum
+
+    def close(self) -> None:
+        """Give up the files; what was committed stays."""
+        os.close(self._shard)
+        os.close(self._journal)
+
+    def _rows(self, records: Sequence[Record]) -> NDArray[np.uint32]:
+        rows = np.zeros((len(records), len(COLUMNS)), "<u4")
+        sizes = np.asarray([len(record.content) for record in records], np.int64)
+        start = self.number * self.shard_bytes + self.length
+        addresses = start + np.cumsum(sizes) - sizes
+        rows[:, COLUMN["address_low"]] = addresses & 0xFFFFFFFF
+        rows[:, COLUMN["address_high"]] = addresses >> 32
+        rows[:, COLUMN["frames"] : COLUMN["crc32c"]] = [record.lengths for record in records]
+        rows[:, COLUMN["crc32c"]] = [record.crc32c for record in records]
+        return rows
+
+    def _append_line(self, content: dict[str, Any]) -> None:
+        line = _checked_line(content)
+        _write_all(self._journal, line, self._journal_length)
+        os.fsync(self._journal)
+        self._journal_length += len(line)
+
+
+def _claim(working: Path) -> tuple[int, int]:
+    """Take the next free shard number: creating its journal succeeds for one process only."""
+    folder = journal_folder(working)
+    number = max((int(path.stem) for path in folder.glob("*.jsonl")), default=-1) + 1
+    while True:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            return number, os.open(folder / f"{number:06d}.jsonl", flags, 0o644)
+        except FileExistsError:
+            number += 1
+
+
+def _write_all(handle: int, content: bytes, position: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(handle, view, position)
+        view = view[written:]
+        position += written
+
+
+def _checked_line(content: dict[str, Any]) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (google_crc32c.value(text), text)
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def read_ledger(working: Path, strict: bool = True) -> Ledger:
+    """Read every journal of a working folder.
+
+    A last line that is not whole is what a killed writer leaves: it is noted and passed over. A
+    damaged line before it raises `StoreDamageError` (with `strict`), else ends that journal.
+    """
+    ledger = Ledger()
+    for path in sorted(journal_folder(working).glob("*.jsonl")):
+        _read_journal(path, ledger, strict)
+    return ledger
+
+
+def _read_journal(path: Path, ledger: Ledger, strict: bool) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    for position, line in enumerate(lines):
+        content = _parse_line(line)
+        if content is None:
+            if strict and position + 1 < len(lines):
+                problem = f"line {position + 1} is damaged"
+                raise StoreDamageError(path.parent.parent, f"journal/{path.name}", problem)
+            ledger.torn.append(path.name)
+            return
+        if "end" in content:
+            _enter(ledger, int(path.stem), content)
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % google_crc32c.value(text):
+        return None
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _enter(ledger: Ledger, number: int, line: dict[str, Any]) -> None:
+    ledger.shards[number] = (line["end"], line["crc32c"])
+    ledger.ids.extend(line["ids"])
+    rows = np.frombuffer(base64.b64decode(line["rows"]), "<u4")
+    ledger.rows.append(rows.reshape(-1, len(COLUMNS)))
+    digests = base64.b64decode(line["digests"])
+    ledger.digests.extend(
+        digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)
+    )
+    ledger.fidelity.update(line["fidelity"])

@@ -1,0 +1,73 @@
+"""From a path to mapped memory, whatever the backend and however far the store is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import InputNotFoundError
+from kdpipe.store.hdf5_backend import open_hdf5
+from kdpipe.store.image import StoreImage, map_file
+from kdpipe.store.index import Index, build_index
+from kdpipe.store.journal import Ledger, read_ledger, read_working_header, shard_path
+from kdpipe.store.layout import COLUMNS, Widths, addresses, section_sizes
+from kdpipe.store.paths import backend_of, store_state, working_folder
+from kdpipe.store.schema import StoreHeader
+from kdpipe.store.zarr_backend import open_zarr
+
+__all__ = ["ledger_rows", "open_image", "open_working", "record_slices", "working_image"]
+
+
+def open_image(path: Path) -> StoreImage:
+    """Map a store of either backend, finished or not."""
+    state = store_state(path)
+    if state == "absent":
+        raise InputNotFoundError(path, "teacher store", "Check the path, or run teacher-dump")
+    if state == "partial":
+        return open_working(path)
+    return open_zarr(path) if backend_of(path) == "zarr" else open_hdf5(path)
+
+
+def open_working(path: Path) -> StoreImage:
+    """A store under construction as it stands; its index is built in memory."""
+    working = working_folder(path)
+    header, shard_bytes = read_working_header(working)
+    ledger = read_ledger(working)
+    index, _ = build_index(ledger.ids, ledger_rows(ledger))
+    return working_image(path, working, header, index, ledger, shard_bytes)
+
+
+def working_image(
+    path: Path,
+    working: Path,
+    header: StoreHeader,
+    index: Index,
+    ledger: Ledger,
+    shard_bytes: int,
+) -> StoreImage:
+    """The shards of a working folder as far as they are acknowledged, under a given index."""
+    records = {
+        number: map_file(shard_path(working, number))[:length]
+        for number, (length, _) in ledger.shards.items()
+    }
+    total = sum(length for length, _ in ledger.shards.values())
+    return StoreImage(path, "zarr", header, None, index, records, shard_bytes, total)
+
+
+def record_slices(image: StoreImage) -> Iterator[NDArray[np.uint8]]:
+    """The raw records of a store in order of the ids, as views."""
+    widths = Widths.of(image.header)
+    for start in range(0, len(image.index), 4096):
+        rows = image.index.table[start : start + 4096]
+        sizes = section_sizes(rows, widths).sum(axis=1).tolist()
+        for address, size in zip(addresses(rows).tolist(), sizes, strict=True):
+            number, offset = divmod(address, image.stride)
+            yield image.records[number][offset : offset + size]
+
+
+def ledger_rows(ledger: Ledger) -> NDArray[np.uint32]:
+    """All table rows of a ledger, (n, 12)."""
+    return np.concatenate([np.zeros((0, len(COLUMNS)), "<u4"), *ledger.rows])

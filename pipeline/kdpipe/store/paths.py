@@ -1,0 +1,51 @@
+"""Where a store lives, by the suffix of its name, and how far it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from kdpipe.errors import StoreFormatError
+from kdpipe.store.journal import journal_folder
+
+__all__ = ["Backend", "backend_of", "store_state", "working_folder"]
+
+Backend = Literal["zarr", "hdf5"]
+SUFFIXES: dict[str, Backend] = {".zarr": "zarr", ".h5": "hdf5", ".hdf5": "hdf5"}
+
+
+def backend_of(path: Path) -> Backend:
+    """Zarr or HDF5 by suffix; another suffix is a `StoreFormatError`."""
+    if path.suffix not in SUFFIXES:
+        raise StoreFormatError(
+            path, "a store's name ends in .zarr or .h5", "Give the store such a name"
+        )
+    return SUFFIXES[path.suffix]
+
+
+def working_folder(path: Path) -> Path:
+    """Where parts are while writing: the Zarr store itself, or a folder beside the HDF5 file."""
+    return path if backend_of(path) == "zarr" else path.with_name(f"{path.name}.parts")
+
+
+def store_state(path: Path) -> Literal["absent", "partial", "complete"]:
+    """Whether a store is finished, under construction, or not there (nor anything else).
+
+    Raises `StoreFormatError` when something else is in its place.
+    """
+    complete = path / "zarr.json" if backend_of(path) == "zarr" else path
+    if complete.is_file():
+        return "complete"
+    working = working_folder(path)
+    if (journal_folder(working) / "header.json").is_file():
+        return "partial"
+    for place in {path, working}:
+        foreign = place.exists() and not _is_bare(place)
+        if foreign:
+            raise StoreFormatError(place, "exists and is no teacher store", "Give another path")
+    return "absent"
+
+
+def _is_bare(place: Path) -> bool:
+    """Whether a folder holds no more than a writer has that was killed before its header."""
+    return place.is_dir() and {entry.name for entry in place.iterdir()} <= {"journal", "records"}

@@ -1,0 +1,166 @@
+"""Reading a store: mapped, so many processes share its pages and opening costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import (
+    StoreDamageError,
+    StoreIncompleteError,
+    UtteranceNotFoundError,
+)
+from kdpipe.store.image import StoreImage
+from kdpipe.store.index import find_rows, ids_between
+from kdpipe.store.layout import COLUMN, Widths, addresses, section_sizes
+from kdpipe.store.opening import open_image
+from kdpipe.store.ragged import RaggedBatch, decode_batch, utterance_targets
+from kdpipe.store.schema import StoreHeader, UtteranceTargets
+
+__all__ = ["TeacherStore", "open_store"]
+
+IDS_AT_ONCE = 4096
+
+
+def open_store(path: Path | str, allow_partial: bool = False) -> TeacherStore:
+    """Open a store for reading.
+
+    Raises `StoreIncompleteError` for a store under construction unless `allow_partial`: then it
+    holds what is acknowledged at this moment. Raises `StoreFormatError` for what is no store.
+    """
+    image = open_image(Path(path))
+    if image.digest is None and not allow_partial:
+        raise StoreIncompleteError(path, len(image.index))
+    return TeacherStore(image, allow_partial)
+
+
+class TeacherStore:
+    """A store opened for reading: `store["utt-id"]`, `len`, iteration over ids, `read_batch`.
+
+    Holds no state but mapped memory: threads may share it, forked processes inherit it, and
+    pickling sends its path alone. Every record is checked as it is read: what does not fit its
+    checksum is a `StoreDamageError` naming part and utterance, never a wrong target.
+    """
+
+    def __init__(self, image: StoreImage, allow_partial: bool) -> None:
+        self._image = image
+        self._allow_partial = allow_partial
+        self._widths = Widths.of(image.header)
+
+    @property
+    def path(self) -> Path:
+        """Where the store is."""
+        return self._image.path
+
+    @property
+    def header(self) -> StoreHeader:
+        """Whose targets these are and how they were made."""
+        return self._image.header
+
+    @property
+    def digest(self) -> str | None:
+        """The content digest; None while the store is under construction."""
+        return self._image.digest
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is finished."""
+        return self._image.digest is not None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, in byte order (made anew at each access)."""
+        return tuple(self)
+
+    def __len__(self) -> int:
+        return len(self._image.index)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), IDS_AT_ONCE):
+            for name in ids_between(self._image.index, start, start + IDS_AT_ONCE):
+                yield name.decode(errors="replace")
+
+    def __contains__(self, utterance: object) -> bool:
+        if not isinstance(utterance, str):
+            return False
+        return int(find_rows(self._image.index, [utterance.encode()])[0]) >= 0
+
+    def __getitem__(self, utterance: str) -> UtteranceTargets:
+        return utterance_targets(self.read_batch([utterance]), 0)
+
+    def __reduce__(self) -> tuple[Any, tuple[Path, bool]]:
+        return open_store, (self.path, self._allow_partial)
+
+    def lengths(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Encoder frames and token rows of each utterance, (B, 2), without reading targets."""
+        rows = self._image.index.table[self._rows(ids)]
+        return rows[:, [COLUMN["frames"], COLUMN["tokens"]]].astype(np.int64)
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that the store lacks."""
+        found = find_rows(self._image.index, [utterance.encode() for utterance in ids])
+        return [ids[position] for position in np.flatnonzero(found < 0).tolist()]
+
+    def read_batch(self, ids: Sequence[str]) -> RaggedBatch:
+        """The targets of utterances, in the order given, as flat arrays.
+
+        Raises `UtteranceNotFoundError` or `StoreDamageError`, naming the utterance.
+        """
+        rows = self._image.index.table[self._rows(ids)]
+        sizes, records = self._records(ids, rows)
+        try:
+            return decode_batch(ids, rows, sizes, records, self.header)
+        except (ValueError, IndexError) as error:
+            raise self._culprit(ids, rows, str(error)) from error
+
+    def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        rows = find_rows(self._image.index, [utterance.encode() for utterance in ids])
+        if len(rows) and rows.min() < 0:
+            raise UtteranceNotFoundError(self.path, ids[int(rows.argmin())])
+        return rows
+
+    def _records(
+        self, ids: Sequence[str], rows: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
+        """Sizes of the sections of each record, and its raw bytes, checked."""
+        sizes = section_sizes(rows, self._widths)
+        if len(sizes) and sizes.min() < 0:
+            position = int(np.argmin(sizes.min(axis=1)))
+            raise StoreDamageError(self.path, "table", "lengths contradict", [ids[position]])
+        places = addresses(rows).tolist()
+        checksums = rows[:, COLUMN["crc32c"]].tolist()
+        stride, shards = self._image.stride, self._image.records
+        records = []
+        for position, (place, size) in enumerate(
+            zip(places, sizes.sum(axis=1).tolist(), strict=True)
+        ):
+            offset = place % stride
+            shard = shards.get(place // stride)
+            record = None if shard is None else shard[offset : offset + size]
+            if (
+                record is None
+                or len(record) != size
+                or google_crc32c.value(record) != checksums[position]
+            ):
+                problem = "the record is not what was written"
+                raise StoreDamageError(self.path, self._image.part(place), problem, [ids[position]])
+            records.append(record)
+        return sizes, records
+
+    def _culprit(
+        self, ids: Sequence[str], rows: NDArray[np.uint32], problem: str
+    ) -> StoreDamageError:
+        """Which utterance of a batch could not be decoded."""
+        for position, utterance in enumerate(ids):
+            single = rows[position : position + 1]
+            try:
+                decode_batch([utterance], single, *self._records([utterance], single), self.header)
+            except (ValueError, IndexError) as error:
+                place = int(addresses(single)[0])
+                return StoreDamageError(self.path, self._image.part(place), str(error), [utterance])
+        return StoreDamageError(self.path, "records", problem, ids)

@@ -1,0 +1,218 @@
+"""Writing a store: any number of writers, killed and resumed at will, then finished once."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.errors import OutputConflictError, StoreFormatError, StoreWriteError
+from kdpipe.store.encode import check_codec, kl_to_stored
+from kdpipe.store.journal import (
+    Journal,
+    journal_folder,
+    read_ledger,
+    read_working_header,
+    working_lock,
+    write_working_header,
+)
+from kdpipe.store.layout import SHARD_BYTES
+from kdpipe.store.paths import store_state, working_folder
+from kdpipe.store.ragged import decode_records
+from kdpipe.store.record import Record, pack_record
+from kdpipe.store.schema import StoreHeader, UtteranceTargets
+
+__all__ = ["DensePosteriors", "StoreWriter"]
+
+DensePosteriors = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Dense natural-log posteriors of one utterance: frames (T', V) and tokens (L+1, V)."""
+
+
+class StoreWriter:
+    """One of the writers of a store at `path` (.zarr or .h5).
+
+    The first writer lays the store down; later ones, also after a crash and in any number, must
+    bring a header of the same identity. `writer` names this one in its journal, for people.
+    Targets are kept in memory until `flush_bytes` or `flush_seconds` are reached, then appended
+    and acknowledged; `flush` does so at once. As a context manager it closes at the end, also on
+    KeyboardInterrupt; after another error what was not acknowledged is dropped.
+
+    Raises `OutputConflictError` when the store was begun with other settings, and
+    `StoreFormatError` when it is complete (`store_state`) or something else is in its place.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: StoreHeader,
+        writer: str = "0",
+        flush_bytes: int = 1 << 20,
+        flush_seconds: float = 15.0,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        check_codec(header)
+        if store_state(path) == "complete":
+            raise StoreFormatError(path, "is complete", "Remove it, or give another --out")
+        self.path = path
+        self.writer = writer
+        self.flush_bytes = flush_bytes
+        self.flush_seconds = flush_seconds
+        self._working = working_folder(path)
+        self._locks = ExitStack()
+        self.header, self._shard_bytes = self._begin(header, shard_bytes)
+        self._known = set(read_ledger(self._working).ids)
+        self._journal: Journal | None = None
+        self._pending: list[Record] = []
+        self._pending_bytes = 0
+        self._fidelity: dict[str, list[float]] = {}
+        self._flushed = time.monotonic()
+
+    def done_ids(self) -> set[str]:
+        """The utterances that any writer has acknowledged so far."""
+        return set(read_ledger(self._working).ids)
+
+    def add(self, targets: UtteranceTargets, dense: DensePosteriors | None = None) -> bool:
+        """Take one utterance; False when the store had it already.
+
+        With `dense`, the KL of the teacher's dense posteriors to what the store gives back is
+        measured; `finish` writes the mean over all writers into the header. Raises `DataError`
+        for targets that do not fit the header or each other, `StoreWriteError` when the disk
+        refuses a commit.
+        """
+        if targets.id in self._known:
+            return False
+        record = pack_record(targets, self.header)
+        if len(record.content) > self._shard_bytes:
+            raise StoreWriteError(
+                self.path,
+                f"targets of {targets.id} take {len(record.content)} bytes, a shard"
+                f" {self._shard_bytes}",
+                "Cut the utterance, lower --top-k, or begin the store with larger shards",
+            )
+        if dense is not None:
+            self._fidelity[targets.id] = self._divergence(record, dense)
+        self._known.add(targets.id)
+        self._pending.append(record)
+        self._pending_bytes += len(record.content)
+        if self._pending_bytes >= self.flush_bytes or self._waited() >= self.flush_seconds:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Acknowledge all that was added: from here on no crash loses it.
+
+        Raises `StoreWriteError` when the disk refuses; what was pending stays so, and `flush`
+        may be called again.
+        """
+        try:
+            while self._pending:
+                self._commit(self._fitting())
+        except OSError as error:
+            raise StoreWriteError(
+                self.path,
+                f"cannot write ({error.strerror or error})",
+                "Free space or mend the disk, then run the same command again: it resumes",
+            ) from error
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flush and give up the files and locks."""
+        try:
+            self.flush()
+        finally:
+            self._release()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.close()
+        else:
+            self._release()
+
+    def _begin(self, header: StoreHeader, shard_bytes: int) -> tuple[StoreHeader, int]:
+        """Lay the store down, or check that it is the one begun earlier."""
+        for folder in (journal_folder(self._working), self._working / "records" / "c"):
+            folder.mkdir(parents=True, exist_ok=True)
+        with working_lock(self._working, "setup.lock", shared=False, wait=True):
+            if store_state(self.path) == "absent":
+                write_working_header(self._working, _stamped(header), shard_bytes)
+            begun, begun_bytes = read_working_header(self._working)
+        changes = _changes(begun, header)
+        if changes:
+            raise OutputConflictError(self.path, changes)
+        self._locks.enter_context(
+            working_lock(self._working, "writers.lock", shared=True, wait=False)
+        )
+        return begun, begun_bytes
+
+    def _fitting(self) -> list[Record]:
+        """As many pending records as fit into the shard; a new shard when none does."""
+        if self._journal is None or not self._journal.has_room(len(self._pending[0].content)):
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            self._journal = Journal(self._working, self.writer, self._shard_bytes)
+        size = count = 0
+        for record in self._pending:
+            size += len(record.content)
+            if not self._journal.has_room(size):
+                break
+            count += 1
+        return self._pending[:count]
+
+    def _commit(self, records: list[Record]) -> None:
+        assert self._journal is not None
+        ids = {record.id for record in records}
+        fidelity = {key: sums for key, sums in self._fidelity.items() if key in ids}
+        self._journal.commit(records, fidelity)
+        del self._pending[: len(records)]
+        self._pending_bytes -= sum(len(record.content) for record in records)
+        self._fidelity = {key: sums for key, sums in self._fidelity.items() if key not in ids}
+
+    def _divergence(self, record: Record, dense: DensePosteriors) -> list[float]:
+        """KL summed over frames, number of frames, KL summed over tokens, number of tokens."""
+        batch = decode_records([record], self.header)
+        frames = kl_to_stored(dense[0], batch.frames.utterance(0))
+        tokens = kl_to_stored(dense[1], batch.tokens.utterance(0))
+        return [float(frames.sum()), float(len(frames)), float(tokens.sum()), float(len(tokens))]
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._flushed
+
+    def _release(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._locks.close()
+
+
+def _stamped(header: StoreHeader) -> StoreHeader:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return replace(
+        header,
+        created=header.created or now,
+        kdpipe_version=header.kdpipe_version or importlib.metadata.version("kdpipe"),
+    )
+
+
+def _changes(begun: StoreHeader, asked: StoreHeader) -> list[str]:
+    before, after = begun.identity(), asked.identity()
+    return [
+        f"{name}: {before[name]!r:.80} then, {after[name]!r:.80} now"
+        for name in before
+        if before[name] != after[name]
+    ]
