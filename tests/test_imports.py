@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"kdpipe.features", "kdpipe.text"},
     {"kdpipe.corpus"},
     {"kdpipe.config"},
-    {"kdpipe.files", "kdpipe.progress"},
+    {"kdpipe.files", "kdpipe.parallel", "kdpipe.progress"},
     {"kdpipe.errors"},
 ]
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer}

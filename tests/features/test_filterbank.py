@@ -38,7 +38,17 @@ def test_equals_kaldi_written_plainly() -> None:
     np.testing.assert_allclose(ours.numpy(), reference_log_mel(samples), atol=2e-3)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 399, 400, 559, 560, 16000])
+def test_long_audio_in_blocks_equals_any_part_of_it() -> None:
+    waveform = torch.randn(160 * 700 + 333)
+    whole = log_mel(waveform)
+    for start in (0, 299, 300, 650):
+        part = log_mel(waveform[start * 160 : (start + 20) * 160 + 240])
+        torch.testing.assert_close(part, whole[start : start + 20])
+
+
+@pytest.mark.parametrize(
+    "samples", [0, 1, 399, 400, 559, 560, 16000, 160 * 300 + 239, 160 * 300 + 240]
+)
 def test_only_whole_windows_are_frames(samples: int) -> None:
     features = log_mel(torch.randn(samples))
     assert features.shape == (num_frames(samples), 80)

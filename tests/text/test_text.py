@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpipe.errors import ConfigError, DataError, InputNotFoundError
-from kdpipe.text.normalise import normalise
+from kdpipe.text.normalise import TextCase, TextSpaces, normalise
 from kdpipe.text.tokenizer import Tokenizer, TokenizerKind, train_tokenizer
 
 ENGLISH = ["THE CAT SAT", "ON THE MAT", "THAT'S A HAT", "THE MAT IS HERE", "A CAT ATE IT"] * 4
@@ -28,11 +28,12 @@ def test_normalise_collapses_white_space_and_composes() -> None:
     assert normalise("Stra\u00dfe", "upper") == "STRASSE"
     assert normalise("ABC d", "lower") == "abc d"
     assert normalise("ABC d") == "ABC d"
+    assert normalise(" 对 楼市 a", "upper", "remove") == "对楼市A"
 
 
-@given(st.text(), st.sampled_from(["keep", "upper", "lower"]))
-def test_normalise_twice_is_once(text: str, case: str) -> None:
-    once = normalise(text, case)  # type: ignore[arg-type]
+@given(st.text(), st.sampled_from(["keep", "upper", "lower"]), st.sampled_from(["keep", "remove"]))
+def test_normalise_twice_is_once(text: str, case: TextCase, spaces: TextSpaces) -> None:
+    once = normalise(text, case, spaces)
     assert normalise(once) == once
 
 

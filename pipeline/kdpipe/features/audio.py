@@ -14,7 +14,7 @@ from torch import Tensor
 from kdpipe.errors import DataError, InputNotFoundError
 from kdpipe.features.torchaudio_compat import resample
 
-__all__ = ["SAMPLE_RATE", "Channel", "audio_duration", "read_audio"]
+__all__ = ["SAMPLE_RATE", "Channel", "read_audio"]
 
 SAMPLE_RATE = 16000
 Channel = Literal["mix", "first"]
@@ -44,15 +44,6 @@ def read_audio(
     if rate == SAMPLE_RATE or not len(waveform):
         return waveform
     return resample(waveform, rate, SAMPLE_RATE)
-
-
-def audio_duration(path: Path) -> float:
-    """Seconds of audio that the header of `path` promises; errors as `read_audio`'s."""
-    _require_file(path)
-    try:
-        return float(soundfile.info(str(path)).duration)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(str(path), f"cannot be decoded ({error})", REMEDY) from error
 
 
 def _require_file(path: Path) -> None:

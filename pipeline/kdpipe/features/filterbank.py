@@ -24,6 +24,7 @@ FRAME_SHIFT_SECONDS = 0.010
 # Kaldi computes on 16-bit integers; on [-1, 1] its floor on the log would cut quiet speech.
 SAMPLE_SCALE = 32768.0
 WINDOW = round(FRAME_LENGTH_SECONDS * SAMPLE_RATE)
+BLOCK_FRAMES = 300
 SHIFT = round(FRAME_SHIFT_SECONDS * SAMPLE_RATE)
 
 
@@ -39,8 +40,16 @@ def log_mel(waveform: Float[Tensor, " samples"]) -> Float[Tensor, "T 80"]:
     --dither=0`: Povey window, pre-emphasis 0.97, 20 Hz to Nyquist, energies floored at float32
     epsilon. Fewer than 400 samples give no frame.
     """
-    if len(waveform) < WINDOW:
+    frames = num_frames(len(waveform))
+    if not frames:
         return torch.empty(0, FEATURE_DIM)
+    # Frames are independent: blocks that fit the cache are faster, and bound the memory.
+    starts = range(0, frames, BLOCK_FRAMES)
+    blocks = [waveform[i * SHIFT : (i + BLOCK_FRAMES - 1) * SHIFT + WINDOW] for i in starts]
+    return torch.cat([_kaldi_log_mel(block) for block in blocks])
+
+
+def _kaldi_log_mel(waveform: Float[Tensor, " samples"]) -> Float[Tensor, "T 80"]:
     return kaldi_fbank(
         waveform[None] * SAMPLE_SCALE,
         num_mel_bins=FEATURE_DIM,

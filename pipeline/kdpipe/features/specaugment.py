@@ -15,14 +15,15 @@ __all__ = ["SpecAugmentSettings", "spec_augment"]
 class SpecAugmentSettings:
     """Counts and largest widths of the masks.
 
-    time_width: frames; frequency_width: mel bins. time_fraction, when given, replaces
-    time_width by that fraction of each utterance's length (the adaptive size of Park et al.
-    2020). time_warp: the largest shift (frames) of the warped point, 0 for no warping.
+    time_width: frames, and never more than `time_fraction` of the utterance (the adaptive size
+    of Park et al. 2020: a large time_width leaves the fraction alone to decide).
+    frequency_width: mel bins. time_warp: the largest shift (frames) of the warped point, 0 for
+    no warping.
     """
 
     time_masks: int = 2
     time_width: int = 40
-    time_fraction: float | None = None
+    time_fraction: float = 1.0
     frequency_masks: int = 2
     frequency_width: int = 27
     time_warp: int = 0
@@ -42,7 +43,7 @@ def spec_augment(
     """
     warped = _warp_time(features, lengths, settings.time_warp, generator)
     batch, frames, bins = features.shape
-    widths = _largest_time_widths(lengths.cpu(), settings)
+    widths = (lengths.cpu() * settings.time_fraction).long().clamp(max=settings.time_width)
     time = _draw_bands(lengths.cpu(), widths, settings.time_masks, frames, generator)
     every_bin = torch.full((batch,), bins)
     largest = torch.full((batch,), min(settings.frequency_width, bins))
@@ -52,14 +53,6 @@ def spec_augment(
     time, frequency, inside = (part.to(features.device) for part in (time, frequency, inside))
     masked = (time[:, :, None] | frequency[:, None, :]) & inside[:, :, None]
     return warped.masked_fill(masked, 0.0)
-
-
-def _largest_time_widths(
-    lengths: Int[Tensor, " B"], settings: SpecAugmentSettings
-) -> Int[Tensor, " B"]:
-    if settings.time_fraction is None:
-        return lengths.clamp(max=settings.time_width)
-    return (lengths * settings.time_fraction).long()
 
 
 def _draw_bands(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import unicodedata
 from typing import Literal
 
-__all__ = ["TextCase", "normalise"]
+__all__ = ["TextCase", "TextSpaces", "normalise"]
 
 TextCase = Literal["keep", "upper", "lower"]
+TextSpaces = Literal["keep", "remove"]
 
 
-def normalise(text: str, case: TextCase = "keep") -> str:
-    """Unicode NFC, every run of white space one space, none at the ends; then the case asked."""
-    collapsed = " ".join(unicodedata.normalize("NFC", text).split())
+def normalise(text: str, case: TextCase = "keep", spaces: TextSpaces = "keep") -> str:
+    """Unicode NFC, every run of white space one space, none at the ends; then the case asked.
+
+    `spaces="remove"` leaves no space at all (word-segmented Mandarin).
+    """
+    separator = " " if spaces == "keep" else ""
+    collapsed = separator.join(unicodedata.normalize("NFC", text).split())
     if case == "keep":
         return collapsed
     # Changing case can undo NFC (capital I with dot), so it is applied again.

@@ -1,0 +1,219 @@
+"""`kdpipe prepare`: manifests to features, tokens, CMVN and tokenizer."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdpipe.corpus.utterance import Utterance
+from kdpipe.errors import ConfigError, OutputWriteError
+from kdpipe.features.audio import Channel
+from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.filterbank import filterbank_settings
+from kdpipe.features.prepared import FORMAT_VERSION, feature_digest
+from kdpipe.features.split_files import FEATURES, map_array
+from kdpipe.files import json_digest, sha256_file, write_json, write_jsonl
+from kdpipe.parallel import WorkerPool
+from kdpipe.progress import progress
+from kdpipe.stages.claim import claimed, mark_complete
+from kdpipe.stages.prepare_split import make_split, split_rejections
+from kdpipe.stages.prepare_worker import ChunkSettings, use_one_thread
+from kdpipe.text.normalise import TextCase, TextSpaces, normalise
+from kdpipe.text.tokenizer import Tokenizer, TokenizerKind, train_tokenizer
+
+__all__ = ["PrepareSettings", "prepare"]
+
+TOKENIZER = "tokenizer.model"
+CMVN = "cmvn.safetensors"
+CMVN_BLOCK_FRAMES = 1 << 16
+SLOWEST, FASTEST = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What the prepared data depends on, beside the utterances.
+
+    vocab_size: V with the special tokens; None takes every character. speeds: of the training
+    split alone. like: a folder (prepared data or a model) whose tokenizer and CMVN are taken
+    instead of made from the training split.
+    """
+
+    tokenizer: TokenizerKind = "char"
+    vocab_size: int | None = None
+    speeds: tuple[float, ...] = (1.0,)
+    channel: Channel = "mix"
+    text_case: TextCase = "keep"
+    text_spaces: TextSpaces = "keep"
+    allow_unlabelled: bool = False
+    like: Path | None = None
+
+    def __post_init__(self) -> None:
+        good = all(SLOWEST <= s <= FASTEST and s == round(s, 2) for s in self.speeds)
+        if not good or not self.speeds or len(set(self.speeds)) < len(self.speeds):
+            raise ConfigError(
+                "prepare",
+                "speed",
+                self.speeds,
+                "not different factors from 0.5 to 2 with two decimals",
+                "Give for example 0.9,1.0,1.1",
+            )
+
+
+def prepare(
+    splits: Mapping[str, Sequence[Utterance]],
+    out: Path,
+    settings: PrepareSettings,
+    workers: int = 2,
+    max_rejected: float = 0.05,
+) -> bool:
+    """Write the prepared data `out`; see `PreparedData` for reading it.
+
+    `splits` has "train" unless `settings.like` is given. Returns False where `out` was already
+    complete. `max_rejected` is the fraction of a split's entries that may be unusable.
+
+    Raises `OutputConflictError` for an `out` of other settings or utterances,
+    `TooManyRejectedError`, `ConfigError`, `OutputWriteError` for a full disk.
+    """
+    if "train" not in splits and settings.like is None:
+        raise ConfigError(
+            "prepare", "train", None, "no training split", "Give --train, or --like a folder"
+        )
+    claim = _claim(splits, settings)
+    with _writing(out), claimed(out, claim) as complete:
+        if complete:
+            return False
+        tokenizer = _provide_tokenizer(splits.get("train", ()), out, settings)
+        with WorkerPool(workers, use_one_thread) as pool:
+            summaries = _make_splits(splits, out, settings, tokenizer, pool, max_rejected)
+        cmvn = _provide_cmvn(out, settings)
+        write_json(out / "data.json", _describe(settings, tokenizer, cmvn, summaries))
+        mark_complete(out, claim)
+    return True
+
+
+def _claim(
+    splits: Mapping[str, Sequence[Utterance]], settings: PrepareSettings
+) -> dict[str, object]:
+    """Everything that decides the content of the folder, as plain JSON."""
+    like = settings.like
+    return {
+        "splits": {name: _utterances_digest(utterances) for name, utterances in splits.items()},
+        "tokenizer": settings.tokenizer,
+        "vocab_size": settings.vocab_size,
+        "speed": list(settings.speeds),
+        "channel": settings.channel,
+        "text_case": settings.text_case,
+        "text_spaces": settings.text_spaces,
+        "allow_unlabelled": settings.allow_unlabelled,
+        "like": None if like is None else [sha256_file(like / n)[:12] for n in (TOKENIZER, CMVN)],
+    }
+
+
+def _utterances_digest(utterances: Sequence[Utterance]) -> str:
+    fields = [
+        [u.id, str(u.audio), u.duration, u.text, u.speaker, u.offset, u.segment] for u in utterances
+    ]
+    return f"{len(utterances)} utterances, {json_digest(fields)[:12]}"
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise OutputWriteError(out, str(error.strerror)) from error
+        raise
+
+
+def _provide_tokenizer(
+    train: Sequence[Utterance], out: Path, settings: PrepareSettings
+) -> Tokenizer:
+    path = out / TOKENIZER
+    if settings.like is not None:
+        Tokenizer.load(settings.like / TOKENIZER)
+        shutil.copyfile(settings.like / TOKENIZER, path)
+    if path.is_file():
+        return Tokenizer.load(path)
+    texts = (normalise(u.text, settings.text_case, settings.text_spaces) for u in train if u.text)
+    return train_tokenizer(texts, settings.tokenizer, settings.vocab_size, path)
+
+
+def _make_splits(
+    splits: Mapping[str, Sequence[Utterance]],
+    out: Path,
+    settings: PrepareSettings,
+    tokenizer: Tokenizer,
+    pool: WorkerPool,
+    max_rejected: float,
+) -> dict[str, dict[str, Any]]:
+    summaries = {}
+    try:
+        for name, utterances in splits.items():
+            chunk_settings = ChunkSettings(
+                tokenizer=out.absolute() / TOKENIZER,
+                fingerprint=tokenizer.fingerprint,
+                channel=settings.channel,
+                case=settings.text_case,
+                spaces=settings.text_spaces,
+                speeds=settings.speeds if name == "train" else (1.0,),
+                allow_unlabelled=settings.allow_unlabelled,
+            )
+            summaries[name] = make_split(out / name, utterances, chunk_settings, pool, max_rejected)
+    finally:
+        found = (record for name in splits for record in split_rejections(out / name))
+        write_jsonl(out / "rejected.jsonl", found)
+    return summaries
+
+
+def _provide_cmvn(out: Path, settings: PrepareSettings) -> Cmvn:
+    if settings.like is not None:
+        cmvn = Cmvn.load(settings.like / CMVN)
+    else:
+        cmvn = _measure_cmvn(out / "train" / FEATURES)
+    cmvn.save(out / CMVN)
+    return cmvn
+
+
+def _measure_cmvn(path: Path) -> Cmvn:
+    """Over all frames of the training split, as stored, in float64."""
+    features = map_array(path)
+    total = np.zeros(features.shape[1])
+    squares = np.zeros(features.shape[1])
+    starts = range(0, len(features), CMVN_BLOCK_FRAMES)
+    for start in progress(starts, len(starts), "prepare CMVN", "block"):
+        block = features[start : start + CMVN_BLOCK_FRAMES].astype(np.float64)
+        total += block.sum(axis=0)
+        squares += np.einsum("tf,tf->f", block, block)
+    return Cmvn.from_sums(len(features), torch.from_numpy(total), torch.from_numpy(squares))
+
+
+def _describe(
+    settings: PrepareSettings,
+    tokenizer: Tokenizer,
+    cmvn: Cmvn,
+    summaries: Mapping[str, Mapping[str, Any]],
+) -> dict[str, object]:
+    features = {**filterbank_settings(), "channel": settings.channel}
+    return {
+        "format_version": FORMAT_VERSION,
+        "features": features,
+        "feature_digest": feature_digest(features, cmvn),
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "text_case": settings.text_case,
+        "text_spaces": settings.text_spaces,
+        "speed": list(settings.speeds),
+        "splits": dict(summaries),
+    }
