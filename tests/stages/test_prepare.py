@@ -221,6 +221,7 @@ def test_every_unusable_utterance_is_listed_with_its_reason(speech: Speech, tmp_
     assert {r["detail"] for r in rejected if r["split"] == "test"} == {"Q Z"}
     assert len(data.split("train")) == 3
     assert data.settings["splits"]["dev"]["rejected"]["duration-mismatch"] == 3
+    assert data.rejected_count("dev") == len(bad)
 
 
 def test_too_many_rejected_fail_with_counts_and_a_list(speech: Speech, tmp_path: Path) -> None:

@@ -243,6 +243,10 @@ class PreparedData:
             raise InputNotFoundError(self.folder / name, "prepared split", f"There is: {known}")
         return PreparedSplit(self.folder / name, self.settings["splits"][name])
 
+    def rejected_count(self, name: str) -> int:
+        """How many entries of a split could not be used."""
+        return sum(self.settings["splits"][name]["rejected"].values())
+
     def waveform(self, utterance: PreparedUtterance) -> Float[Tensor, " samples"]:
         """The 16 kHz samples that the features of `utterance` were computed from."""
         channel: Channel = self.settings["features"]["channel"]

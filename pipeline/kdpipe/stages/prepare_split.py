@@ -175,7 +175,8 @@ def _read_journal(path: Path) -> _Progress:
 
 
 def _was_mended(rejection: Mapping[str, Any]) -> bool:
-    return file_stamp(Path(rejection["audio_filepath"])) != rejection["stamp"]
+    stamp: list[int] | None = rejection["stamp"]
+    return file_stamp(Path(rejection["audio_filepath"])) != stamp
 
 
 def _journal_line(result: ChunkResult) -> bytes:
