@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdpipe.models.derived import DerivedWeights
 from kdpipe.models.dropout import dropout
 from kdpipe.models.lengths import Padding
+from kdpipe.models.linear import linear
 from kdpipe.models.positions import KEPT_REACH
 
 __all__ = [
@@ -85,7 +86,7 @@ class MultiHeadedAttention(nn.Module):
         sources = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
         weight, bias = self._derived.get(names, sources, lambda: self._join(names, layers))
         batch, length = inputs.shape[:2]
-        joined = F.linear(inputs, weight, bias)
+        joined = linear(inputs, weight, bias)
         return joined.view(batch, length, len(names), self.heads, -1).permute(2, 0, 3, 1, 4)
 
     def _join(self, names: str, layers: list[nn.Linear]) -> tuple[Tensor, Tensor]:
@@ -93,6 +94,10 @@ class MultiHeadedAttention(nn.Module):
         weights = [layer.weight * scale for layer, scale in zip(layers, scales, strict=True)]
         biases = [layer.bias * scale for layer, scale in zip(layers, scales, strict=True)]
         return torch.cat(weights), torch.cat(biases)
+
+    def merge(self, heads: Float[Tensor, "B T H d"]) -> Float[Tensor, "B T D"]:
+        """The output projection of all heads."""
+        return linear(heads.flatten(2), self.linear_out.weight, self.linear_out.bias)
 
     def attend(
         self,
@@ -107,8 +112,7 @@ class MultiHeadedAttention(nn.Module):
         heads = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, dropout_p=rate, is_causal=causal, scale=1.0
         )
-        output: Tensor = self.linear_out(heads.transpose(1, 2).flatten(2))
-        return output
+        return self.merge(heads.transpose(1, 2))
 
     def forward(
         self,
@@ -155,15 +159,15 @@ class RelPositionMultiHeadedAttention(MultiHeadedAttention):
             for start in range(0, length, block)
         ]
         heads = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        merged = heads.view(self.heads, batch, length, -1).permute(1, 2, 0, 3).flatten(2)
-        output: Tensor = self.linear_out(merged)
-        return output
+        return self.merge(heads.view(self.heads, batch, length, -1).permute(1, 2, 0, 3))
 
     def _position_rows(self, positions: Float[Tensor, "R D"]) -> Float[Tensor, "H d R"]:
         """W p of every head and position; kept in inference, where few tables are in use."""
 
         def compute() -> tuple[Tensor]:
-            rows = self.linear_pos(positions).view(-1, self.heads, self.head_dim)
+            rows = linear(positions, self.linear_pos.weight, None).view(
+                -1, self.heads, self.head_dim
+            )
             return (rows.permute(1, 2, 0),)
 
         if positions.shape[0] > 2 * KEPT_REACH:

@@ -28,6 +28,7 @@ from kdpipe.models.config import ModelConfig
 from kdpipe.models.dropout import add_dropped, dropout
 from kdpipe.models.layers import PositionwiseFeedForward, layer_norm
 from kdpipe.models.lengths import find_padding
+from kdpipe.models.linear import linear
 from kdpipe.models.memory import Memory, SelfAttentionCache, append, empty_cache, open_slots
 from kdpipe.models.positions import absolute_positions
 
@@ -112,8 +113,7 @@ class _Decoder(nn.Module):
         return dropout(x, self.dropout_rate, self.training)
 
     def _classify(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B C"]:
-        logits: Tensor = self.output_layer(self.after_norm(hidden))
-        return logits
+        return linear(self.after_norm(hidden), self.output_layer.weight, self.output_layer.bias)
 
 
 class CausalDecoder(_Decoder):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdpipe.models.derived import DerivedWeights
 from kdpipe.models.dropout import dropout
 from kdpipe.models.lengths import Padding
+from kdpipe.models.linear import linear
 
 __all__ = ["Conv2dSubsampling", "ConvolutionModule", "PositionwiseFeedForward", "depthwise"]
 
@@ -39,9 +40,9 @@ class PositionwiseFeedForward(nn.Module):
         self.dropout_rate = dropout_rate
 
     def forward(self, inputs: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        active = self.activation(self.w_1(inputs))
-        output: Tensor = self.w_2(dropout(active, self.dropout_rate, self.training))
-        return output
+        active = self.activation(linear(inputs, self.w_1.weight, self.w_1.bias))
+        dropped = dropout(active, self.dropout_rate, self.training)
+        return linear(dropped, self.w_2.weight, self.w_2.bias)
 
 
 def depthwise(
@@ -98,12 +99,12 @@ class ConvolutionModule(nn.Module):
         self, inputs: Float[Tensor, "B T D"], padding: Padding | None
     ) -> Float[Tensor, "B T D"]:
         """Padded frames are read as the zeros that lie beyond an utterance's end."""
-        expanded = F.linear(inputs, self.pointwise_conv1.weight[:, :, 0], self.pointwise_conv1.bias)
+        expanded = linear(inputs, self.pointwise_conv1.weight[:, :, 0], self.pointwise_conv1.bias)
         gated = F.glu(expanded, dim=2)
         if padding is not None:
             gated = gated.masked_fill_(~padding.valid.unsqueeze(2), 0.0)
         mixed = self.activation(self._mix(gated, padding))
-        return F.linear(mixed, self.pointwise_conv2.weight[:, :, 0], self.pointwise_conv2.bias)
+        return linear(mixed, self.pointwise_conv2.weight[:, :, 0], self.pointwise_conv2.bias)
 
     def _mix(
         self, inputs: Float[Tensor, "B T D"], padding: Padding | None
@@ -149,9 +150,9 @@ class Conv2dSubsampling(nn.Module):
         first, second, last = self._parts()
         sources = [first.weight, second.weight, last.weight]
         one, two, three = self._derived.get("layouts", sources, self._layouts)
-        maps = F.relu_(_first_convolution(features, one, cast(Tensor, first.bias)))
+        maps = _first_convolution(features, one, cast(Tensor, first.bias))
         maps = F.relu_(F.conv2d(maps.permute(0, 3, 1, 2), two, second.bias, 2))
-        return F.linear(maps.permute(0, 2, 3, 1).flatten(2), three, last.bias)
+        return linear(maps.permute(0, 2, 3, 1).flatten(2), three, last.bias)
 
     def _parts(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Linear]:
         parts = (self.conv[0], self.conv[2], self.out[0])
@@ -171,11 +172,11 @@ class Conv2dSubsampling(nn.Module):
 def _first_convolution(
     features: Float[Tensor, "B T F"], weight: Float[Tensor, "9 D"], bias: Float[Tensor, "D"]
 ) -> Float[Tensor, "B T2 F2 D"]:
-    """The 3x3 convolution of one channel as a product with its patches.
+    """The 3x3 convolution of one channel and its ReLU, as a product with its patches.
 
     With so few inputs an output the product, and its weight gradient above all, takes a
     third of the time of a convolution (CPU).
     """
     patches = features.unfold(1, 3, 2).unfold(2, 3, 2)
-    flat = torch.addmm(bias, patches.reshape(-1, 9), weight)
+    flat = F.relu_(torch.addmm(bias, patches.reshape(-1, 9), weight))
     return flat.view(*patches.shape[:3], -1)

@@ -11,6 +11,7 @@ from kdpipe.models.config import ModelConfig
 from kdpipe.models.decoder import CausalDecoder, MaskedDecoder
 from kdpipe.models.encoder import Encoder
 from kdpipe.models.initialise import initialise
+from kdpipe.models.linear import linear
 
 __all__ = ["CtcHead", "Encoded", "RecognitionModel", "build_model", "count_parameters"]
 
@@ -30,8 +31,7 @@ class CtcHead(nn.Module):
         self.ctc_lo = nn.Linear(dim, vocab_size)
 
     def forward(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        logits: Tensor = self.ctc_lo(hidden)
-        return logits
+        return linear(hidden, self.ctc_lo.weight, self.ctc_lo.bias)
 
 
 class RecognitionModel(nn.Module):
