@@ -1,0 +1,36 @@
+"""Selections whose ties are broken in one documented way."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["best_columns", "top_tokens"]
+
+
+def top_tokens(
+    scores: Float[Tensor, "N V"], count: int
+) -> tuple[Float[Tensor, "N C"], Int[Tensor, "N C"]]:
+    """The `count` best columns of every row, in ascending order of column.
+
+    Of columns that tie for the last places, the lower ones are taken.
+    """
+    if count >= scores.shape[1]:
+        columns = torch.arange(scores.shape[1], device=scores.device)
+        return scores, columns.expand(scores.shape)
+    values, columns = scores.topk(count + 1, dim=1)
+    last = values[:, count - 1]
+    tied = (last == values[:, count]) & (last > -math.inf)
+    columns = columns[:, :count]
+    if bool(tied.any()):
+        columns[tied] = best_columns(scores[tied], count)
+    columns = columns.sort(dim=1).values
+    return scores.gather(1, columns), columns
+
+
+def best_columns(scores: Float[Tensor, "N C"], count: int) -> Int[Tensor, "N K"]:
+    """The `count` best columns of every row, best first; of equal ones the lower first."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
