@@ -7,6 +7,7 @@ from kdpipe.models.decoder import CausalDecoder, MaskedDecoder
 from kdpipe.models.lengths import SUBSAMPLING, subsampled_lengths
 from kdpipe.models.memory import Memory, SelfAttentionCache, reorder
 from kdpipe.models.recognition import Encoded, RecognitionModel, build_model, count_parameters
+from kdpipe.models.sizes import SizeRow, size_table
 
 __all__ = [
     "SUBSAMPLING",
@@ -17,10 +18,12 @@ __all__ = [
     "ModelConfig",
     "RecognitionModel",
     "SelfAttentionCache",
+    "SizeRow",
     "build_model",
     "count_parameters",
     "reorder",
     "size_by_name",
     "size_names",
+    "size_table",
     "subsampled_lengths",
 ]

@@ -38,9 +38,9 @@ def rel_shift(scores: Float[Tensor, "N Q R"], length: int) -> Float[Tensor, "N Q
     2T - 1 positions. A view: each row of the result starts one column earlier than the last.
     """
     queries = scores.shape[1]
-    start, row = queries - 1, length + queries - 2
-    if row == 0:
+    if queries == 1:
         return scores
+    start, row = queries - 1, length + queries - 2
     flat = scores.flatten(1)[:, start : start + queries * row]
     return flat.view(-1, queries, row)[..., :length]
 

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["DerivedWeights"]
 
 Key = tuple[object, ...]
 
 
-class DerivedWeights:
+class DerivedWeights(nn.Module):
     """Keeps what was computed from a module's parameters while these stay unchanged.
 
-    A change is seen through a tensor's version counter and address: optimisers,
-    `load_state_dict`, `.to()` and in-place operations count; writing through `.data` does
-    not. With gradients enabled nothing is kept, so that training always differentiates
-    through the computation.
+    With gradients enabled nothing is kept, so that training always differentiates through
+    the computation. A change is seen through a tensor's version counter and address
+    (`load_state_dict`, `.to()`, in-place operations); what those do not see, such as a fused
+    optimiser, has a training pass or `train()` before it, and both forget everything.
+    Writing through `.data` is seen by none of them. Has no state of its own to save.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._kept: dict[str, tuple[Key, tuple[Tensor, ...]]] = {}
+
+    def train(self, mode: bool = True) -> DerivedWeights:
+        """Forget everything, whichever mode comes next."""
+        self._kept.clear()
+        return super().train(mode)
 
     def get(
         self,
@@ -33,6 +40,7 @@ class DerivedWeights:
     ) -> tuple[Tensor, ...]:
         """What `compute` gives for `sources`; `extra` is whatever else it depends on."""
         if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
+            self._kept.clear()
             return compute()
         autocast = torch.is_autocast_enabled(sources[0].device.type)
         key = (autocast, *extra, *((source.data_ptr(), source._version) for source in sources))
