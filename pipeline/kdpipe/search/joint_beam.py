@@ -101,9 +101,9 @@ def joint_beam_search(
     encoder frames; a maximum of 0 means one token a frame. `length_bonus` (nats) is added
     for every token, the end of sentence included. `pre_beam_ratio` * `beam` at or above the
     vocabulary size lets the CTC score every token, as does `ctc_weight` 1. Hypotheses that
-    the CTC cannot spell are left out unless `ctc_weight` is 0 or nothing else is found. An utterance of
-    no frames has one empty hypothesis of score 0. A batch gives what each utterance gives
-    alone; large batches are worked through in parts that fit the memory.
+    the CTC cannot spell are left out unless `ctc_weight` is 0 or nothing else is found. An
+    utterance of no frames has one empty hypothesis of score 0. A batch gives what each
+    utterance gives alone; large batches are worked through in parts that fit the memory.
 
     Raises ConfigError for settings out of range, UtteranceTooLongError beyond `MAX_FRAMES`,
     MismatchError for a model that is not autoregressive or in training mode, DataError for
