@@ -32,7 +32,7 @@ from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 SMALL_SHARDS = {"flush_bytes": 5000, "shard_bytes": 1 << 16}
 CODECS = [
     ({}, 1 / 32),
-    ({"codec": "fp16", "top_k": 60, "min_prob": 0.0}, 1e-2),
+    ({"codec": "fp16", "top_k": 60, "min_prob": 0.0}, 2e-2),
     ({"codec": "fp32", "top_k": 300, "min_prob": 0.0}, 1e-6),
     ({"vocab_size": 70_000, "top_k": 5}, 1 / 32),
 ]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdpipe.errors import InputNotFoundError, StoreIncompleteError
+from kdpipe.store.blocks import mapped_blocks
 from kdpipe.store.hdf5_backend import write_hdf5
-from kdpipe.store.index import Index, build_index, content_digest
+from kdpipe.store.index import build_index, content_digest
 from kdpipe.store.journal import (
     Ledger,
     journal_folder,
@@ -20,15 +20,12 @@ from kdpipe.store.journal import (
     read_working_header,
     working_lock,
 )
-from kdpipe.store.layout import COLUMN, Widths, section_sizes
-from kdpipe.store.opening import ledger_rows, open_image, record_slices, working_image
+from kdpipe.store.opening import ledger_rows, open_image, working_image
 from kdpipe.store.paths import backend_of, store_state, working_folder
-from kdpipe.store.schema import Fidelity, StoreHeader
+from kdpipe.store.schema import Fidelity
 from kdpipe.store.zarr_backend import seal_shards, write_zarr_metadata
 
-__all__ = ["finish", "move_records", "pieces"]
-
-PIECE_BYTES = 1 << 23
+__all__ = ["finish"]
 
 
 def finish(path: Path, expected: Iterable[str] | None = None) -> str:
@@ -61,9 +58,7 @@ def _finish(path: Path, working: Path, expected: set[str]) -> None:
         write_zarr_metadata(path, header, digest, index, files, shard_bytes)
         return
     image = working_image(path, working, header, index, ledger, shard_bytes)
-    table, size = move_records(index.table, header)
-    moved = Index(table, index.ids, index.lookup)
-    write_hdf5(path, header, digest, moved, pieces(record_slices(image)), size)
+    write_hdf5(path, header, digest, index, mapped_blocks(image))
 
 
 def _fidelity(ledger: Ledger) -> Fidelity | None:
@@ -73,27 +68,3 @@ def _fidelity(ledger: Ledger) -> Fidelity | None:
     sums = np.asarray([ledger.fidelity[key] for key in sorted(ledger.fidelity)])
     frame_kl, frames, token_kl, tokens = sums.sum(axis=0).tolist()
     return Fidelity(frame_kl / max(frames, 1), token_kl / max(tokens, 1), len(sums))
-
-
-def move_records(table: NDArray[np.uint32], header: StoreHeader) -> tuple[NDArray[np.uint32], int]:
-    """The table with records laid end to end in its order, and the bytes of them all."""
-    sizes = section_sizes(table, Widths.of(header)).sum(axis=1)
-    moved = np.array(table)
-    places = np.cumsum(sizes) - sizes
-    moved[:, COLUMN["address_low"]] = places & 0xFFFFFFFF
-    moved[:, COLUMN["address_high"]] = places >> 32
-    return moved, int(sizes.sum())
-
-
-def pieces(records: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """Join records to pieces worth a write each."""
-    pending: list[NDArray[np.uint8]] = []
-    size = 0
-    for record in records:
-        pending.append(record)
-        size += len(record)
-        if size >= PIECE_BYTES:
-            yield np.concatenate(pending)
-            pending, size = [], 0
-    if pending:
-        yield np.concatenate(pending)

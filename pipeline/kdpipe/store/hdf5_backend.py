@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kdpipe.errors import StoreFormatError
 from kdpipe.files import sync_folder
+from kdpipe.store.blocks import Block, place_records
 from kdpipe.store.image import (
     StoreImage,
     index_from_bytes,
@@ -27,6 +28,7 @@ from kdpipe.store.image import (
     unsealed_json,
 )
 from kdpipe.store.index import Index
+from kdpipe.store.layout import Widths, section_sizes
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
 __all__ = ["DATASETS", "open_hdf5", "read_user_block", "structure_checksum", "write_hdf5"]
@@ -46,13 +48,13 @@ def write_hdf5(
     header: StoreHeader,
     digest: str,
     index: Index,
-    records: Iterable[NDArray[np.uint8]],
-    records_bytes: int,
+    blocks: Iterable[Block],
 ) -> None:
-    """Write a whole store; `records` come in order and in pieces of any size.
+    """Write a whole store of the `blocks` of another, in order; records are laid end to end.
 
     The file appears under its name only when it is whole.
     """
+    placed = place_records(index, header, ONE_PART)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     store = {
         "checksum": "00000000",
@@ -63,7 +65,7 @@ def write_hdf5(
     room = len(json.dumps(store).encode()) + SPARE_BYTES
     block = max(512, 1 << (room - 1).bit_length())
     try:
-        extents = _write_datasets(temporary, block, store, index, records, records_bytes)
+        extents = _write_datasets(temporary, block, store, placed, blocks)
         _write_user_block(temporary, block, store, extents)
         temporary.replace(path)
     except BaseException:
@@ -77,9 +79,10 @@ def _write_datasets(
     block: int,
     store: Mapping[str, Any],
     index: Index,
-    records: Iterable[NDArray[np.uint8]],
-    records_bytes: int,
+    blocks: Iterable[Block],
 ) -> Extents:
+    widths = Widths.of(header_from_json(store["header"], str(path)))
+    records_bytes = int(section_sizes(index.table, widths).sum())
     arrays: dict[str, NDArray[Any]] = {
         "table": index.table,
         "ids": index.ids,
@@ -91,10 +94,10 @@ def _write_datasets(
         file.attrs["kdpipe_store"] = json.dumps(shared, ensure_ascii=False)
         target = file.create_dataset("records", (records_bytes,), "u1", track_times=False)
         position = checksum = 0
-        for piece in records:
+        for piece in (part.content for part in blocks):
             target[position : position + len(piece)] = piece
             position += len(piece)
-            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece))
+            checksum = google_crc32c.extend(checksum, piece)
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)
         file.flush()

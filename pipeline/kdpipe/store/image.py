@@ -81,7 +81,7 @@ def index_from_bytes(
 def sealed_json(text: bytes) -> bytes:
     """Fill in the `"checksum": "00000000"` of a JSON text: CRC-32C of the text as it stands."""
     blank = CHECKSUM_FIELD % 0
-    return text.replace(blank, CHECKSUM_FIELD % google_crc32c.value(text))
+    return text.replace(blank, CHECKSUM_FIELD % google_crc32c.value(text), 1)
 
 
 def unsealed_json(text: bytes) -> bool:

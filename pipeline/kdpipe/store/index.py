@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from kdpipe.store.layout import COLUMN, COLUMNS
 from kdpipe.store.schema import StoreHeader
 
-__all__ = ["Index", "build_index", "content_digest", "find_rows", "id_hash", "ids_between"]
+__all__ = [
+    "Index",
+    "build_index",
+    "content_digest",
+    "cut_ids",
+    "find_rows",
+    "id_hash",
+    "ids_between",
+    "lookup_of",
+]
 
 ID_END = COLUMN["id_end"]
 
@@ -52,10 +61,15 @@ def build_index(ids: Sequence[str], rows: NDArray[np.uint32]) -> tuple[Index, ND
     sizes = np.fromiter((len(names[position]) for position in kept), np.int64, len(kept))
     table[:, ID_END] = np.cumsum(sizes)
     blob = np.frombuffer(b"".join(names[position] for position in kept), np.uint8)
-    hashes = np.fromiter((id_hash(names[position]) for position in kept), np.uint64, len(kept))
+    return Index(table, blob, lookup_of([names[position] for position in kept])), chosen
+
+
+def lookup_of(names: Sequence[bytes]) -> NDArray[np.uint64]:
+    """The hashed look-up of ids in the order of the table."""
+    hashes = np.fromiter((id_hash(name) for name in names), np.uint64, len(names))
     by_hash = np.argsort(hashes, kind="stable")
-    lookup = np.stack((hashes[by_hash], by_hash.astype(np.uint64))).astype("<u8")
-    return Index(table, blob, lookup), chosen
+    lookup: NDArray[np.uint64] = np.stack((hashes[by_hash], by_hash.astype("<u8"))).astype("<u8")
+    return lookup
 
 
 def find_rows(index: Index, names: Sequence[bytes]) -> NDArray[np.int64]:
@@ -91,9 +105,14 @@ def _find_among_equals(index: Index, name: bytes, place: int) -> int:
 
 def ids_between(index: Index, first: int, last: int) -> list[bytes]:
     """The ids of table rows `first:last`."""
-    ends = index.table[first:last, ID_END].tolist()
-    starts = [int(index.table[first - 1, ID_END]) if first else 0, *ends]
-    return [index.ids[start:end].tobytes() for start, end in zip(starts, ends, strict=False)]
+    begin = int(index.table[first - 1, ID_END]) if first else 0
+    return cut_ids(index.table[first:last, ID_END].tolist(), index.ids, begin)
+
+
+def cut_ids(ends: Sequence[int], ids: NDArray[np.uint8], begin: int = 0) -> list[bytes]:
+    """Ids that lie end to end in `ids` from `begin` on, given where each ends."""
+    starts = [begin, *ends]
+    return [ids[start:end].tobytes() for start, end in zip(starts, ends, strict=False)]
 
 
 def content_digest(header: StoreHeader, digests: Sequence[bytes]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from kdpipe.store.hdf5_backend import open_hdf5
 from kdpipe.store.image import StoreImage, map_file
 from kdpipe.store.index import Index, build_index
 from kdpipe.store.journal import Ledger, read_ledger, read_working_header, shard_path
-from kdpipe.store.layout import COLUMNS, Widths, addresses, section_sizes
+from kdpipe.store.layout import COLUMNS
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import open_zarr
 
-__all__ = ["ledger_rows", "open_image", "open_working", "record_slices", "working_image"]
+__all__ = ["ledger_rows", "open_image", "open_working", "working_image"]
 
 
 def open_image(path: Path) -> StoreImage:
@@ -55,17 +54,6 @@ def working_image(
     }
     total = sum(length for length, _ in ledger.shards.values())
     return StoreImage(path, "zarr", header, None, index, records, shard_bytes, total)
-
-
-def record_slices(image: StoreImage) -> Iterator[NDArray[np.uint8]]:
-    """The raw records of a store in order of the ids, as views."""
-    widths = Widths.of(image.header)
-    for start in range(0, len(image.index), 4096):
-        rows = image.index.table[start : start + 4096]
-        sizes = section_sizes(rows, widths).sum(axis=1).tolist()
-        for address, size in zip(addresses(rows).tolist(), sizes, strict=True):
-            number, offset = divmod(address, image.stride)
-            yield image.records[number][offset : offset + size]
 
 
 def ledger_rows(ledger: Ledger) -> NDArray[np.uint32]:

@@ -8,7 +8,7 @@ from typing import Literal
 from kdpipe.errors import StoreFormatError
 from kdpipe.store.journal import journal_folder
 
-__all__ = ["Backend", "backend_of", "store_state", "working_folder"]
+__all__ = ["Backend", "backend_of", "is_compact", "store_state", "working_folder"]
 
 Backend = Literal["zarr", "hdf5"]
 SUFFIXES: dict[str, Backend] = {".zarr": "zarr", ".h5": "hdf5", ".hdf5": "hdf5"}
@@ -44,6 +44,12 @@ def store_state(path: Path) -> Literal["absent", "partial", "complete"]:
         if foreign:
             raise StoreFormatError(place, "exists and is no teacher store", "Give another path")
     return "absent"
+
+
+def is_compact(path: Path) -> bool:
+    """Whether a finished Zarr store is of the compact profile: it has no `lookup`."""
+    finished = backend_of(path) == "zarr" and (path / "zarr.json").is_file()
+    return finished and not (path / "lookup").exists()
 
 
 def _is_bare(place: Path) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,14 +16,18 @@ from kdpipe.errors import (
 )
 from kdpipe.store.image import StoreImage
 from kdpipe.store.index import find_rows, ids_between
-from kdpipe.store.layout import COLUMN, Widths, addresses, section_sizes
+from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths, addresses, section_sizes
 from kdpipe.store.opening import open_image
 from kdpipe.store.ragged import RaggedBatch, decode_batch, utterance_targets
+from kdpipe.store.record import record_checksum
 from kdpipe.store.schema import StoreHeader, UtteranceTargets
 
 __all__ = ["TeacherStore", "open_store"]
 
 IDS_AT_ONCE = 4096
+CRC = COLUMN["crc32c"]
+HEAD_BYTES = 4 * len(LENGTH_COLUMNS)
+NOTHING = np.zeros(0, np.uint8)
 
 
 def open_store(path: Path | str, allow_partial: bool = False) -> TeacherStore:
@@ -133,22 +136,19 @@ class TeacherStore:
             position = int(np.argmin(sizes.min(axis=1)))
             raise StoreDamageError(self.path, "table", "lengths contradict", [ids[position]])
         places = addresses(rows).tolist()
-        checksums = rows[:, COLUMN["crc32c"]].tolist()
+        checksums = rows[:, CRC].tolist()
+        heads = rows[:, COLUMN["frames"] : COLUMN["crc32c"]].tobytes()
         stride, shards = self._image.stride, self._image.records
         records = []
-        for position, (place, size) in enumerate(
-            zip(places, sizes.sum(axis=1).tolist(), strict=True)
-        ):
-            offset = place % stride
-            shard = shards.get(place // stride)
-            record = None if shard is None else shard[offset : offset + size]
-            if (
-                record is None
-                or len(record) != size
-                or google_crc32c.value(record) != checksums[position]
-            ):
-                problem = "the record is not what was written"
-                raise StoreDamageError(self.path, self._image.part(place), problem, [ids[position]])
+        for position, size in enumerate(sizes.sum(axis=1).tolist()):
+            number, offset = divmod(places[position], stride)
+            record = shards.get(number, NOTHING)[offset : offset + size]
+            head = heads[HEAD_BYTES * position : HEAD_BYTES * (position + 1)]
+            checksum = record_checksum(head + ids[position].encode(), record)
+            if checksum != checksums[position] or len(record) != size:
+                part = self._image.part(places[position])
+                problem = "a record is not what was written"
+                raise StoreDamageError(self.path, part, problem, [ids[position]])
             records.append(record)
         return sizes, records
 

@@ -20,9 +20,15 @@ from kdpipe.store.schema import (
     UtteranceTargets,
 )
 
-__all__ = ["Record", "pack_record"]
+__all__ = ["Record", "pack_record", "record_checksum"]
 
 MAX_LENGTH = 2**16 - 1
+
+
+def record_checksum(head: bytes, content: bytes | NDArray[np.uint8]) -> int:
+    """CRC-32C over `head` (the lengths as uint32, then the id) and a record's bytes."""
+    checksum: int = google_crc32c.extend(google_crc32c.value(head), content)
+    return checksum
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,9 @@ class Record:
 
     @property
     def crc32c(self) -> int:
-        checksum: int = google_crc32c.value(self.content)
-        return checksum
+        """CRC-32C over lengths, id and content, as `table` keeps it."""
+        head = np.asarray(self.lengths, "<u4").tobytes() + self.id.encode()
+        return record_checksum(head, self.content)
 
 
 def pack_record(targets: UtteranceTargets, header: StoreHeader) -> Record:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from kdpipe.errors import StoreFormatError
 from kdpipe.files import atomic_write_bytes, sync_folder
+from kdpipe.store.blocks import Block, place_records
 from kdpipe.store.image import (
     StoreImage,
     index_from_bytes,
@@ -26,10 +28,28 @@ from kdpipe.store.image import (
 )
 from kdpipe.store.index import Index
 from kdpipe.store.journal import shard_path
-from kdpipe.store.layout import CHUNK_BYTES
+from kdpipe.store.layout import (
+    CHUNK_BYTES,
+    SHARD_BYTES,
+    Widths,
+    addresses,
+    section_sizes,
+)
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
-__all__ = ["open_zarr", "read_root", "seal_shards", "write_zarr_metadata"]
+__all__ = [
+    "Files",
+    "array_metadata",
+    "open_zarr",
+    "read_root",
+    "seal_shards",
+    "shard_index",
+    "write_checked",
+    "write_plain",
+    "write_root",
+    "write_zarr",
+    "write_zarr_metadata",
+]
 
 ABSENT = 2**64 - 1
 MAX_METADATA = 1 << 24
@@ -60,15 +80,56 @@ def seal_shards(working: Path, shards: Mapping[int, tuple[int, int]], shard_byte
     return files
 
 
+def write_zarr(
+    folder: Path,
+    header: StoreHeader,
+    digest: str,
+    index: Index,
+    blocks: Iterable[Block],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a whole store of the `blocks` of another into an empty folder."""
+    largest = section_sizes(index.table, Widths.of(header)).sum(axis=1).max(initial=0)
+    shard_bytes = max(shard_bytes, -(-int(largest) // CHUNK_BYTES) * CHUNK_BYTES)
+    placed = place_records(index, header, shard_bytes)
+    shard_path(folder, 0).parent.mkdir(parents=True)
+    shards = _write_shards(folder, placed, blocks, shard_bytes)
+    files = seal_shards(folder, shards, shard_bytes)
+    write_zarr_metadata(folder, header, digest, placed, files, shard_bytes)
+
+
+def _write_shards(
+    folder: Path, placed: Index, blocks: Iterable[Block], shard_bytes: int
+) -> dict[int, tuple[int, int]]:
+    shards: dict[int, tuple[int, int]] = {}
+    for block in blocks:
+        rows = placed.table[block.first : block.first + len(block.rows)]
+        numbers = addresses(rows) // shard_bytes
+        cuts = [*np.flatnonzero(np.diff(numbers)).tolist(), len(rows) - 1]
+        start = 0
+        for row in cuts:
+            number, piece = int(numbers[row]), block.content[start : block.ends[row]]
+            length, checksum = shards.get(number, (0, 0))
+            with shard_path(folder, number).open("ab") as handle:
+                handle.write(piece.data)
+            shards[number] = (length + len(piece), google_crc32c.extend(checksum, piece))
+            start = block.ends[row]
+    return shards
+
+
 def _shard_ending(length: int, shard_bytes: int) -> bytes:
-    """Padding to a whole chunk, then offset and size of every chunk, then their CRC-32C."""
+    """Padding to a whole chunk, and the index of the shard."""
     used = -(-length // CHUNK_BYTES)
     entries = np.full((shard_bytes // CHUNK_BYTES, 2), ABSENT, "<u8")
     entries[:used, 0] = np.arange(used) * CHUNK_BYTES
     entries[:used, 1] = CHUNK_BYTES
-    content = entries.tobytes()
-    checksum = int(google_crc32c.value(content)).to_bytes(4, "little")
-    return bytes(used * CHUNK_BYTES - length) + content + checksum
+    return bytes(used * CHUNK_BYTES - length) + shard_index(entries)
+
+
+def shard_index(entries: NDArray[np.unsignedinteger[Any]]) -> bytes:
+    """Offset and size of every inner chunk as a Zarr shard ends in, with their CRC-32C."""
+    content = entries.astype("<u8").tobytes()
+    return content + int(google_crc32c.value(content)).to_bytes(4, "little")
 
 
 def write_zarr_metadata(
@@ -82,37 +143,57 @@ def write_zarr_metadata(
     """Write the index arrays and all metadata; the root's comes last and completes the store."""
     files = dict(shards)
     count = max((int(name.rpartition("/")[2]) for name in shards), default=-1) + 1
-    arrays: dict[str, tuple[dict[str, Any], NDArray[Any] | None]] = {
-        "records": (_records_metadata(count * shard_bytes, shard_bytes), None),
-        "table": (_array_metadata(index.table, "uint32"), index.table),
-        "ids": (_array_metadata(index.ids, "uint8"), index.ids),
-        "lookup": (_array_metadata(index.lookup, "uint64"), index.lookup),
-    }
-    for name, (metadata, array) in arrays.items():
-        files[f"{name}/zarr.json"] = _write(folder / name / "zarr.json", _json(metadata))
-        if array is not None:
-            chunk = "c/" + "/".join("0" * array.ndim)
-            files[f"{name}/{chunk}"] = _write(folder / name / chunk, array.tobytes())
+    shape = (count * shard_bytes,)
+    records = array_metadata(shape, (shard_bytes,), np.dtype("u1"), inner=(CHUNK_BYTES,))
+    files["records/zarr.json"] = write_checked(folder / "records" / "zarr.json", _json(records))
+    for name in ("table", "ids", "lookup"):
+        files.update(write_plain(folder, name, getattr(index, name)))
     sync_folder(folder)
-    atomic_write_bytes(folder / "zarr.json", _root(header, digest, len(index), files, shard_bytes))
+    write_root(folder, header, digest, len(index), files, shard_bytes, "mapped")
 
 
-def _root(
-    header: StoreHeader, digest: str, utterances: int, files: Files, shard_bytes: int
-) -> bytes:
+def write_plain(
+    folder: Path, name: str, array: NDArray[Any], zstd_level: int | None = None
+) -> Files:
+    """Write a whole array as one chunk, raw or compressed."""
+    chunk = "c/" + "/".join("0" * array.ndim)
+    chunk_shape = tuple(max(1, size) for size in array.shape)
+    zstd = zstd_level is not None
+    metadata = array_metadata(array.shape, chunk_shape, array.dtype, zstd=zstd)
+    content = np.ascontiguousarray(array).tobytes()
+    if zstd_level is not None:
+        content = bytes(Zstd(zstd_level).encode(content))
+    return {
+        f"{name}/zarr.json": write_checked(folder / name / "zarr.json", _json(metadata)),
+        f"{name}/{chunk}": write_checked(folder / name / chunk, content),
+    }
+
+
+def write_root(
+    folder: Path,
+    header: StoreHeader,
+    digest: str,
+    utterances: int,
+    files: Files,
+    shard_bytes: int,
+    profile: Literal["mapped", "compact"],
+) -> None:
+    """Write the root metadata: from then on the store is whole."""
     store = {
         "checksum": "00000000",
         "header": header_to_json(header),
         "digest": digest,
         "utterances": utterances,
+        "profile": profile,
         "shard_bytes": shard_bytes,
         "files": {name: list(entry) for name, entry in sorted(files.items())},
     }
     root = {"zarr_format": 3, "node_type": "group", "attributes": {"kdpipe_store": store}}
-    return sealed_json(_json(root))
+    atomic_write_bytes(folder / "zarr.json", sealed_json(_json(root)))
 
 
-def _write(path: Path, content: bytes) -> tuple[int, int]:
+def write_checked(path: Path, content: bytes) -> tuple[int, int]:
+    """Write a file and return its size and CRC-32C."""
     atomic_write_bytes(path, content)
     return len(content), google_crc32c.value(content)
 
@@ -121,38 +202,37 @@ def _json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def _array_metadata(array: NDArray[Any], data_type: str) -> dict[str, Any]:
-    chunk_shape = [max(1, size) for size in array.shape]
-    codec = {"name": "bytes", "configuration": {"endian": "little"}}
-    return _metadata(list(array.shape), chunk_shape, data_type, codec)
-
-
-def _records_metadata(length: int, shard_bytes: int) -> dict[str, Any]:
-    raw = {"name": "bytes", "configuration": {"endian": "little"}}
-    sharding = {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": [CHUNK_BYTES],
-            "codecs": [raw],
-            "index_codecs": [raw, {"name": "crc32c"}],
-            "index_location": "end",
-        },
-    }
-    return _metadata([length], [shard_bytes], "uint8", sharding)
-
-
-def _metadata(
-    shape: list[int], chunk_shape: list[int], data_type: str, codec: dict[str, Any]
+def array_metadata(
+    shape: Sequence[int],
+    chunk_shape: Sequence[int],
+    kind: np.dtype[Any],
+    inner: Sequence[int] | None = None,
+    zstd: bool = False,
 ) -> dict[str, Any]:
+    """Zarr v3 metadata of an array; with `inner`, `chunk_shape` is a shard of such chunks."""
+    little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    compressor = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
+    codecs = [little, compressor] if zstd else [little]
+    if inner is not None:
+        sharding = {
+            "chunk_shape": list(inner),
+            "codecs": codecs,
+            "index_codecs": [little, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": sharding}]
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": shape,
-        "data_type": data_type,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+        "shape": list(shape),
+        "data_type": kind.name,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": list(chunk_shape)},
+        },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
-        "codecs": [codec],
+        "codecs": codecs,
         "attributes": {},
     }
 
@@ -167,8 +247,9 @@ def read_root(path: Path) -> tuple[dict[str, Any], StoreHeader, Files]:
     try:
         files = {str(name): (int(size), int(crc)) for name, (size, crc) in store["files"].items()}
         fits = int(store["shard_bytes"]) > 0 and all(size >= 0 for size, _ in files.values())
-        fits = fits and all(".." not in name.split("/") for name in files)
-        fits = fits and set(INDEX_FILES) <= set(files) and isinstance(store["digest"], str)
+        fits = fits and not any(".." in name.split("/") or name[:1] == "/" for name in files)
+        fits = fits and isinstance(store["digest"], str) and int(store["utterances"]) >= 0
+        fits = fits and store["profile"] in ("mapped", "compact")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreFormatError(path, f"zarr.json: {error!r}", "Copy the store again") from error
     if not fits:
@@ -197,13 +278,15 @@ def _root_store(path: Path) -> dict[str, Any]:
 
 
 def open_zarr(path: Path) -> StoreImage:
-    """Map a finished Zarr store."""
+    """Map a finished Zarr store of the mapped profile."""
     store, header, files = read_root(path)
+    if store["profile"] != "mapped" or not set(INDEX_FILES) <= set(files):
+        raise StoreFormatError(path, "is not mapped", "Convert it to the mapped profile")
     index = index_from_bytes(path, *(map_file(path / name, files[name][0]) for name in INDEX_FILES))
-    shards = [name for name in files if name.startswith("records/c/")]
     records = {
-        int(name.removeprefix("records/c/")): map_file(path / name, files[name][0])
-        for name in shards
+        int(name.removeprefix("records/c/")): map_file(path / name, size)
+        for name, (size, _) in files.items()
+        if name.removeprefix("records/c/").isdigit()
     }
     return StoreImage(
         path,

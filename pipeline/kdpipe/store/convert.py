@@ -1,0 +1,78 @@
+"""From one backend or profile to another, without loss: records are moved, never decoded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdpipe.errors import StoreFormatError, StoreIncompleteError
+from kdpipe.files import sync_folder
+from kdpipe.store.blocks import Block, checked, mapped_blocks
+from kdpipe.store.compact import (
+    LEVEL,
+    CompactImage,
+    compact_blocks,
+    open_compact,
+    write_compact,
+)
+from kdpipe.store.hdf5_backend import write_hdf5
+from kdpipe.store.image import StoreImage
+from kdpipe.store.opening import open_image
+from kdpipe.store.paths import backend_of, is_compact, store_state
+from kdpipe.store.zarr_backend import write_zarr
+
+__all__ = ["all_blocks", "convert_store", "open_any", "whole_folder"]
+
+
+def open_any(path: Path) -> StoreImage | CompactImage:
+    """Map a store of any backend and profile."""
+    return open_compact(path) if is_compact(path) else open_image(path)
+
+
+def all_blocks(image: StoreImage | CompactImage) -> Iterator[Block]:
+    """All records of a store in order of ids, unchecked."""
+    return compact_blocks(image) if isinstance(image, CompactImage) else mapped_blocks(image)
+
+
+def convert_store(source: Path, target: Path, compact: bool = False, level: int = LEVEL) -> str:
+    """Write `source` again at `target` (.zarr or .h5, Zarr also compact); returns the digest.
+
+    Every record and the content digest are checked on the way. Memory does not grow with the
+    store but for its index; the target appears when it is whole. Raises `StoreDamageError`,
+    `StoreFormatError` or `StoreIncompleteError`.
+    """
+    image = open_any(source)
+    if image.digest is None:
+        raise StoreIncompleteError(source, len(image.index))
+    if store_state(target) != "absent" or target.exists():
+        raise StoreFormatError(target, "is there already", "Remove it, or give another path")
+    blocks = checked(all_blocks(image), source, image.header, image.digest)
+    if backend_of(target) == "hdf5":
+        if compact:
+            raise StoreFormatError(target, "HDF5 has no compact profile", "Name it .zarr")
+        write_hdf5(target, image.header, image.digest, image.index, blocks)
+        return image.digest
+    with whole_folder(target) as folder:
+        if compact:
+            write_compact(folder, image.header, image.digest, image.index, blocks, level)
+        else:
+            write_zarr(folder, image.header, image.digest, image.index, blocks)
+    return image.digest
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` when all went well, and goes when it did not."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
