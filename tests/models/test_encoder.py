@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdpipe.models import RecognitionModel, subsampled_lengths
+from kdpipe.models import RecognitionModel, layers, subsampled_lengths
 from kdpipe.models.encoder import ConformerLayer
 
 TinyModel = Callable[..., RecognitionModel]
@@ -179,3 +179,16 @@ def test_bfloat16_autocast_stays_close(tiny_model: TinyModel) -> None:
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
         torch.autograd.backward(model.encode(features, lengths).hidden.float().sum())
+
+
+@pytest.mark.parametrize("frames", [1, 4, 15])
+def test_pieces_of_a_long_input_fit_together(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    model = tiny_model()
+    features, lengths = batch_of([61, 30])
+    with torch.inference_mode():
+        whole = model.encode(features, lengths).hidden
+        monkeypatch.setattr(layers, "FRAMES_AT_ONCE", 2 * frames)
+        pieces = model.encode(features, lengths).hidden
+    assert torch.allclose(whole, pieces, atol=1e-6)

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from kdpipe.models.derived import DerivedWeights
 from kdpipe.models.dropout import dropout
-from kdpipe.models.lengths import Padding
+from kdpipe.models.lengths import SUBSAMPLING, Padding, subsampled_lengths
 from kdpipe.models.linear import linear
 
 __all__ = ["Conv2dSubsampling", "ConvolutionModule", "PositionwiseFeedForward", "depthwise"]
 
 LAYER_NORM_EPSILON = 1e-12
+# Output frames (of all utterances) that are subsampled at once in inference: their maps are a
+# hundred times the size of the features.
+FRAMES_AT_ONCE = 2048
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
@@ -147,6 +150,20 @@ class Conv2dSubsampling(nn.Module):
         self._derived = DerivedWeights()
 
     def forward(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T2 D"]:
+        """Long inputs go in pieces in inference, for the sake of memory; T is 7 or more."""
+        frames, size = subsampled_lengths(features.shape[1]), features.shape[0]
+        step = max(FRAMES_AT_ONCE // max(size, 1), 1)
+        if torch.is_grad_enabled() or frames <= step:
+            return self._subsample(features)
+        starts = range(0, frames, step)
+        ends = [min(start + step, frames) for start in starts]
+        pieces = [
+            self._subsample(features[:, SUBSAMPLING * start : SUBSAMPLING * end + 3])
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return torch.cat(pieces, 1)
+
+    def _subsample(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T2 D"]:
         first, second, last = self._parts()
         sources = [first.weight, second.weight, last.weight]
         one, two, three = self._derived.get("layouts", sources, self._layouts)
