@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["device_option", "json_option", "seed_option"]
+__all__ = ["device_option", "json_option", "recipe_options", "seed_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,3 +33,17 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")(
         function
     )
+
+
+def recipe_options(function: F) -> F:
+    """`--recipe` and `--set`."""
+    function = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one recipe key, e.g. teacher.training.epochs=20; repeatable.",
+    )(function)
+    return click.option(
+        "--recipe", required=True, help="A shipped recipe (demo, an4, ...) or a TOML file."
+    )(function)

@@ -24,7 +24,7 @@ from kdpipe.errors import ConfigError, InputNotFoundError, ModelFormatError
 from kdpipe.features.cmvn import Cmvn
 from kdpipe.files import atomic_write_bytes, atomic_write_text, sha256_file
 from kdpipe.models import ModelConfig, RecognitionModel, build_model
-from kdpipe.text import Tokenizer
+from kdpipe.text.tokenizer import Tokenizer
 
 __all__ = [
     "Lineage",

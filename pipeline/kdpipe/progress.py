@@ -20,7 +20,7 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "utt") -> I
     )
 
 
-def progress_bar(total: float, label: str, unit: str = "utt") -> tqdm[NoReturn]:
+def progress_bar(total: int | float, label: str, unit: str = "utt") -> tqdm[NoReturn]:
     """A bar advanced by hand (`bar.update(n)`), a context manager."""
     return tqdm(
         total=total,

@@ -1,0 +1,111 @@
+"""From recipe sections and prepared data to models, and to what a model directory says."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from kdpipe.checkpoint import Lineage, ModelCard, save_model
+from kdpipe.config import ModelSection, Recipe, SpecAugmentSection, TrainingSection, to_table
+from kdpipe.features.prepared import PreparedData
+from kdpipe.features.specaugment import SpecAugmentSettings
+from kdpipe.models import ModelConfig, RecognitionModel, build_model, size_by_name
+from kdpipe.models.config import Kind
+from kdpipe.stages.dev_metrics import dev_scorer
+from kdpipe.stages.training import StepLosses, TrainingRun, run_training
+from kdpipe.text.tokenizer import Tokenizer
+
+__all__ = ["fresh_model", "model_config", "specaugment_settings", "train_and_save"]
+
+
+def model_config(section: ModelSection, kind: Kind, vocab_size: int) -> ModelConfig:
+    """The shape that a recipe's model section asks for, with V = `vocab_size`."""
+    if section.size != "custom":
+        return size_by_name(
+            section.size,
+            vocab_size,
+            kind,
+            encoder_layers=section.encoder_layers,
+            decoder_layers=section.decoder_layers,
+            kernel=section.kernel,
+            dropout=section.dropout,
+            positional_dropout=section.dropout,
+        )
+    return ModelConfig(
+        kind=kind,
+        vocab_size=vocab_size,
+        dim=section.dim,
+        heads=section.heads,
+        inner=section.inner,
+        encoder_layers=section.encoder_layers,
+        decoder_layers=section.decoder_layers,
+        kernel=section.kernel,
+        dropout=section.dropout,
+        positional_dropout=section.dropout,
+    )
+
+
+def specaugment_settings(section: SpecAugmentSection) -> SpecAugmentSettings:
+    """The plain settings of SpecAugment."""
+    return SpecAugmentSettings(
+        time_masks=section.time_masks,
+        time_width=section.time_width,
+        time_fraction=section.time_fraction,
+        frequency_masks=section.frequency_masks,
+        frequency_width=section.frequency_width,
+        time_warp=section.time_warp,
+    )
+
+
+def fresh_model(
+    section: ModelSection, kind: Kind, tokenizer: Tokenizer, seed: int, device: torch.device
+) -> RecognitionModel:
+    """A model with its first weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    return build_model(model_config(section, kind, tokenizer.vocab_size)).to(device)
+
+
+def train_and_save(
+    out: Path,
+    model: RecognitionModel,
+    losses: StepLosses,
+    prepared: PreparedData,
+    settings: TrainingSection,
+    recipe: Recipe,
+    seed: int,
+    lineage: tuple[Lineage, ...] = (),
+) -> None:
+    """Train on the train split, watch the dev split, write the model directory."""
+    tokenizer = Tokenizer.load(prepared.tokenizer)
+    device = next(model.parameters()).device
+    dev = dev_scorer(
+        model, prepared.split("dev"), prepared.cmvn, tokenizer, settings.batch_frames, device
+    )
+    run = TrainingRun(
+        out=out,
+        model=model,
+        losses=losses,
+        split=prepared.split("train"),
+        cmvn=prepared.cmvn,
+        settings=settings,
+        seed=seed,
+        device=device,
+        dev_metrics=dev,
+        label=out.name,
+    )
+    weights = run_training(run)
+    card = ModelCard(
+        name=out.name,
+        sizes=model.config,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        feature_type=prepared.feature_type,
+        feature_digest=prepared.feature_digest,
+        manifest_digest=prepared.split("train").manifest_digest,
+        seed=seed,
+        kdpipe_version=version("kdpipe"),
+        lineage=lineage,
+        recipe=to_table(recipe),
+    )
+    save_model(out, card, weights, prepared.tokenizer, prepared.cmvn)

@@ -1,0 +1,135 @@
+"""Targets read from teacher stores, checked against the data before training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdpipe.batching import Batch
+from kdpipe.checkpoint import Lineage
+from kdpipe.errors import MismatchError
+from kdpipe.features.prepared import PreparedData, PreparedSplit
+from kdpipe.losses import SparseRows
+from kdpipe.models import SUBSAMPLING, subsampled_lengths
+from kdpipe.stages.targets import NbestBatch, Targets, TargetSource
+from kdpipe.store import RaggedNbest, RaggedRows, TeacherStore, open_store
+from kdpipe.text.tokenizer import Tokenizer
+
+__all__ = ["cached_targets", "check_store", "open_targets"]
+
+JOINT = 2
+"""Column of the joint score in a store's scores: attention, ctc, joint, posterior."""
+REDUMP = "Run teacher-dump again on this data, or train on the data the store was made from"
+
+
+def open_targets(
+    store: str | None,
+    prepared: PreparedData,
+    tokenizer: Tokenizer,
+    nbest: int,
+    device: torch.device,
+    allow_partial: bool,
+) -> tuple[TargetSource | None, tuple[Lineage, ...]]:
+    """The target source of `store` for the train split, and whom it comes from.
+
+    Raises `MismatchError` naming both sides when the store was made with another tokenizer,
+    subsampling or features, lacks utterances, or has other frame or token counts.
+    """
+    if store is None:
+        return None, ()
+    opened = open_store(store, allow_partial)
+    check_store(opened, prepared, prepared.split("train"), tokenizer)
+    header = opened.header
+    lineage = Lineage(opened.digest or "partial", header.teacher.name, header.teacher.sha256)
+    return cached_targets(opened, nbest, device), (lineage,)
+
+
+def check_store(
+    store: TeacherStore, prepared: PreparedData, split: PreparedSplit, tokenizer: Tokenizer
+) -> None:
+    """Refuse a store whose targets would not fit the student's frames and tokens."""
+    header = store.header
+    pairs = {
+        "the tokenizer": (tokenizer.fingerprint, header.tokenizer.fingerprint),
+        "the features": (prepared.feature_digest, header.feature_digest),
+        "the subsampling": (SUBSAMPLING, header.subsampling),
+    }
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise MismatchError(what, str(ours)[:16], str(theirs)[:16], REDUMP)
+    ids = list(split.ids)
+    missing = store.missing(ids)
+    if missing:
+        raise MismatchError(
+            f"the set of utterances ({store.path} lacks {len(missing)},"
+            f" first {', '.join(missing[:3])})",
+            len(ids), len(ids) - len(missing), REDUMP,
+        )  # fmt: skip
+    _check_lengths(store, ids, split)
+
+
+def _check_lengths(store: TeacherStore, ids: list[str], split: PreparedSplit) -> None:
+    """Frames and token rows of every utterance, without reading a single target."""
+    frames = subsampled_lengths(torch.from_numpy(np.array(split.frame_counts))).numpy()
+    tokens = np.array(split.token_counts)
+    expected = np.stack([frames, np.where(tokens > 0, tokens + 1, 0)], axis=1)
+    found = store.lengths(ids)
+    wrong = np.flatnonzero((expected != found).any(axis=1))
+    if len(wrong):
+        first = int(wrong[0])
+        raise MismatchError(
+            f"frames and token rows of {len(wrong)} utterances (first {ids[first]})",
+            tuple(expected[first].tolist()), tuple(found[first].tolist()), REDUMP,
+        )  # fmt: skip
+
+
+def cached_targets(store: TeacherStore, nbest: int, device: torch.device) -> TargetSource:
+    """A source that reads each batch's targets by utterance id."""
+
+    def targets(batch: Batch, sequences: bool) -> Targets:
+        found = store.read_batch(batch.ids)
+        return Targets(
+            _rows(found.frames, device),
+            _rows(found.tokens, device),
+            _nbest(found.nbest, nbest, device) if sequences else None,
+        )
+
+    return targets
+
+
+def _rows(rows: RaggedRows, device: torch.device) -> SparseRows:
+    return SparseRows(
+        torch.from_numpy(rows.counts.astype(np.int64)).to(device),
+        torch.from_numpy(rows.ids.astype(np.int64)).to(device),
+        torch.from_numpy(rows.log_probs).to(device),
+        torch.from_numpy(rows.tail).to(device),
+    )
+
+
+def _nbest(lists: RaggedNbest, nbest: int, device: torch.device) -> NbestBatch:
+    """Pad the first `nbest` hypotheses of every utterance to (B, N, L)."""
+    counts = np.minimum(np.diff(lists.offsets), nbest)
+    places = np.arange(max(1, int(counts.max(initial=0))))
+    present = places < counts[:, None]
+    which = np.where(present, lists.offsets[:-1, None] + places, -1)
+    lengths = _take(np.diff(lists.token_offsets), which)
+    positions = np.arange(max(1, int(lengths.max(initial=0))))
+    inside = positions < lengths[..., None]
+    source = np.where(inside, _take(lists.token_offsets[:-1], which)[..., None] + positions, -1)
+    scores = _take(lists.scores[:, JOINT], which)
+    return NbestBatch(
+        torch.from_numpy(_take(lists.tokens, source).astype(np.int64)).to(device),
+        torch.from_numpy(lengths).to(device),
+        torch.from_numpy(scores.astype(np.float32)).to(device),
+        torch.from_numpy(present).to(device),
+    )
+
+
+def _take(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
+    """`values[index]`, and 0 where `index` is -1."""
+    padded = np.append(values, np.zeros(1, values.dtype))
+    taken: NDArray[Any] = padded[index]
+    return taken

@@ -1,0 +1,284 @@
+"""decode: hyp.jsonl and score.json, from a prepared split or straight from audio files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from kdpipe.batching import Batch, collate, pad_tokens
+from kdpipe.checkpoint import ModelBundle, load_model, weights_digest
+from kdpipe.errors import DataError, KdpipeError, MismatchError
+from kdpipe.features.audio import read_audio
+from kdpipe.features.filterbank import filterbank_settings, log_mel
+from kdpipe.features.prepared import PreparedData, PreparedSplit
+from kdpipe.files import read_jsonl, write_json, write_jsonl
+from kdpipe.progress import progress_bar
+from kdpipe.scoring import ScoreReport, score_report
+from kdpipe.stages.claim import claimed, mark_complete
+from kdpipe.stages.device import pick_device
+from kdpipe.stages.recognise import Hypothesis, SearchSettings, recognise, resolve_mode
+
+__all__ = ["Runtime", "decode_audio", "decode_split", "decode_waveforms", "waveform_batch"]
+
+PARTIAL = "partial.jsonl"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How decoding runs; none of it changes a hypothesis."""
+
+    device: str = "auto"
+    threads: int = 1
+    batch_size: int = 1
+
+
+def decode_split(
+    model: Path, data: Path, split: str, out: Path, settings: SearchSettings, runtime: Runtime
+) -> ScoreReport:
+    """Decode a prepared split into `out` and score it against its texts.
+
+    Resumes what an earlier call began. Raises `MismatchError` where the model was trained on
+    another tokenizer or other features than the data has.
+    """
+    prepared = PreparedData.open(data)
+    bundle = load_model(model, pick_device(runtime.device))
+    if bundle.card.feature_type != prepared.feature_type:
+        raise MismatchError(
+            "the feature type", bundle.card.feature_type, prepared.feature_type,
+            "Prepare the data with the model's features",
+        )  # fmt: skip
+    chosen = prepared.split(split)
+    record = _record(bundle, settings, runtime, {"split": split, "data": chosen.manifest_digest})
+    with claimed(out, record) as complete:
+        if not complete:
+            ids = list(chosen.ids)
+            batches = _split_batches(bundle, chosen)
+            _decode_all(out, ids, batches, bundle, settings, runtime)
+        references = {u.id: u.text for u in chosen.utterances if u.text is not None}
+        seconds = sum(u.duration for u in chosen.utterances)
+        report = _finish(
+            out,
+            split,
+            references,
+            seconds,
+            prepared.rejected_count(split),
+            bundle,
+            settings,
+            runtime,
+        )
+        mark_complete(out, record)
+    return report
+
+
+def decode_audio(
+    model: Path, files: Sequence[Path], out: Path, settings: SearchSettings, runtime: Runtime
+) -> ScoreReport:
+    """Decode audio files into `out`; an utterance's id is its file's stem.
+
+    Files that cannot be read are skipped, counted, and listed in `rejected.jsonl` with the
+    reason. Raises `DataError` where two files have one stem.
+    """
+    ids = [path.stem for path in files]
+    doubles = sorted({i for i in ids if ids.count(i) > 1})
+    if doubles:
+        raise DataError(doubles[0], "the id of two audio files", "Rename one or decode it apart")
+    bundle = load_model(model, pick_device(runtime.device))
+    record = _record(bundle, settings, runtime, {"files": [str(p.resolve()) for p in files]})
+    with claimed(out, record) as complete:
+        if not complete:
+            _decode_files(out, files, bundle, settings, runtime)
+        rejected = _count_lines(out / "rejected.jsonl")
+        seconds = sum(float(str(r["duration"])) for r in read_jsonl(out / "durations.jsonl"))
+        report = _finish(out, "audio", {}, seconds, rejected, bundle, settings, runtime)
+        mark_complete(out, record)
+    return report
+
+
+def decode_waveforms(
+    bundle: ModelBundle, waveforms: Sequence[torch.Tensor], settings: SearchSettings
+) -> list[list[Hypothesis]]:
+    """Hypotheses of 16 kHz mono waveforms ((samples,), float32 in [-1, 1]) as one batch."""
+    return recognise(bundle.model, waveform_batch(bundle, waveforms), settings)
+
+
+def waveform_batch(bundle: ModelBundle, waveforms: Sequence[torch.Tensor]) -> Batch:
+    """Features of waveforms, normalised as the model was trained."""
+    kind = filterbank_settings()["kind"]
+    if bundle.card.feature_type != kind:
+        raise MismatchError(
+            "the feature type", kind, bundle.card.feature_type,
+            "Decode a prepared split with the model's own features",
+        )  # fmt: skip
+    features = [bundle.cmvn.apply(log_mel(waveform)) for waveform in waveforms]
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    lengths = torch.tensor([len(rows) for rows in features])
+    tokens, token_lengths = pad_tokens([()] * len(features))
+    seconds = sum(len(waveform) for waveform in waveforms) / 16_000
+    device = next(bundle.model.parameters()).device
+    names = tuple(str(i) for i in range(len(features)))
+    return Batch(names, padded, lengths, tokens, token_lengths, seconds).to(device)
+
+
+Batches = Callable[[list[int]], Batch]
+
+
+def _split_batches(bundle: ModelBundle, split: PreparedSplit) -> Batches:
+    device = next(bundle.model.parameters()).device
+    return lambda indices: collate(split, bundle.cmvn, indices).to(device)
+
+
+def _record(
+    bundle: ModelBundle, settings: SearchSettings, runtime: Runtime, what: dict[str, object]
+) -> dict[str, object]:
+    """What a decode folder belongs to."""
+    return {
+        "command": "decode",
+        "model": weights_digest(bundle.path),
+        "search": asdict(settings),
+        "runtime": asdict(runtime),
+        **what,
+    }
+
+
+def _decode_files(
+    out: Path,
+    files: Sequence[Path],
+    bundle: ModelBundle,
+    settings: SearchSettings,
+    runtime: Runtime,
+) -> None:
+    """Read every file first, so that unreadable ones are known before decoding starts."""
+    waveforms, durations, rejected = [], [], []
+    for path in files:
+        try:
+            waveform = read_audio(path)
+        except KdpipeError as error:
+            rejected.append({"id": path.stem, "audio_filepath": str(path), "reason": str(error)})
+            continue
+        waveforms.append(waveform)
+        durations.append({"id": path.stem, "duration": len(waveform) / 16_000})
+    write_jsonl(out / "rejected.jsonl", rejected)
+    write_jsonl(out / "durations.jsonl", durations)
+
+    def batches(indices: list[int]) -> Batch:
+        return waveform_batch(bundle, [waveforms[i] for i in indices])
+
+    _decode_all(out, [str(d["id"]) for d in durations], batches, bundle, settings, runtime)
+
+
+def _decode_all(
+    out: Path,
+    ids: Sequence[str],
+    batches: Batches,
+    bundle: ModelBundle,
+    settings: SearchSettings,
+    runtime: Runtime,
+) -> None:
+    """Decode what `partial.jsonl` does not hold yet, one line an utterance."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(runtime.threads)
+    done = {str(record["id"]) for record in _partial_records(out)}
+    todo = [i for i, identifier in enumerate(ids) if identifier not in done]
+    try:
+        with (
+            (out / PARTIAL).open("a", encoding="utf-8") as sink,
+            progress_bar(len(ids), f"decode {bundle.card.name}") as bar,
+        ):
+            bar.update(len(done))
+            for group in _chunks(todo, runtime.batch_size):
+                for record in _decode_batch(group, ids, batches, bundle, settings):
+                    sink.write(json.dumps(record, ensure_ascii=False) + "\n")
+                sink.flush()
+                bar.update(len(group))
+    finally:
+        torch.set_num_threads(threads)
+    write_jsonl(out / PARTIAL, _partial_records(out))
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _decode_batch(
+    group: list[int],
+    ids: Sequence[str],
+    batches: Batches,
+    bundle: ModelBundle,
+    settings: SearchSettings,
+) -> list[dict[str, object]]:
+    batch = batches(group)
+    started = time.perf_counter()
+    found = recognise(bundle.model, batch, settings)
+    texts = [[bundle.tokenizer.decode(h.tokens) for h in hypotheses] for hypotheses in found]
+    seconds = (time.perf_counter() - started) / len(group)
+    return [
+        {
+            "id": ids[index],
+            "seconds": seconds,
+            "nbest": [
+                {"text": text, "score": hypothesis.score}
+                for text, hypothesis in zip(lines, hypotheses, strict=True)
+            ],
+        }
+        for index, lines, hypotheses in zip(group, texts, found, strict=True)
+    ]
+
+
+def _partial_records(out: Path) -> list[dict[str, object]]:
+    """Whole lines of `partial.jsonl`; a line torn by a kill is decoded again."""
+    path = out / PARTIAL
+    if not path.is_file():
+        return []
+    content = path.read_text(encoding="utf-8")
+    whole = content[: content.rfind("\n") + 1]
+    if whole != content:
+        path.write_text(whole, encoding="utf-8")
+    return list(read_jsonl(path))
+
+
+def _count_lines(path: Path) -> int:
+    return sum(1 for _ in read_jsonl(path))
+
+
+def _finish(
+    out: Path,
+    split: str,
+    references: dict[str, str],
+    audio_seconds: float,
+    skipped: int,
+    bundle: ModelBundle,
+    settings: SearchSettings,
+    runtime: Runtime,
+) -> ScoreReport:
+    """Write hyp.jsonl and score.json from the utterances' records."""
+    records = _partial_records(out)
+    lines, seconds = [], 0.0
+    for record in records:
+        nbest = record["nbest"]
+        assert isinstance(nbest, list)
+        seconds += float(str(record["seconds"]))
+        line = {"id": record["id"], **nbest[0]}
+        lines.append({**line, "nbest": nbest} if settings.nbest > 1 else line)
+    write_jsonl(out / "hyp.jsonl", lines)
+    hypotheses = {str(line["id"]): str(line["text"]) for line in lines}
+    report = score_report(
+        references,
+        {i: hypotheses[i] for i in references},
+        split=split,
+        mode=resolve_mode(settings.mode, bundle.model.config.kind),
+        beam=settings.beam,
+        utterances=len(lines),
+        skipped=skipped,
+        audio_seconds=audio_seconds,
+        decode_seconds=seconds,
+        threads=runtime.threads,
+        device=next(bundle.model.parameters()).device.type,
+    )
+    write_json(out / "score.json", report.to_json())
+    return report

@@ -1,0 +1,47 @@
+"""The dev split during training: greedy CTC's error rates, the curve that every model shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from kdpipe.batching import batch_loader, sorted_batches
+from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.prepared import PreparedSplit
+from kdpipe.models import RecognitionModel
+from kdpipe.scoring import score_pairs
+from kdpipe.search.ctc_greedy import ctc_greedy
+from kdpipe.text.tokenizer import Tokenizer
+
+__all__ = ["dev_scorer"]
+
+
+def dev_scorer(
+    model: RecognitionModel,
+    split: PreparedSplit,
+    cmvn: Cmvn,
+    tokenizer: Tokenizer,
+    batch_frames: int,
+    device: torch.device,
+) -> Callable[[], Mapping[str, float]]:
+    """A function that decodes `split` greedily; gives the `cer` and `wer` fractions."""
+    batches = sorted_batches(split.frame_counts.tolist(), batch_frames, 512)
+    references = {u.id: u.text for u in split.utterances if u.text}
+
+    def score() -> Mapping[str, float]:
+        model.eval()
+        texts: dict[str, str] = {}
+        with torch.inference_mode():
+            for batch in batch_loader(split, cmvn, batches):
+                moved = batch.to(device)
+                encoded = model.encode(moved.features, moved.feature_lengths)
+                found = ctc_greedy(model.ctc_log_probs(encoded.hidden), encoded.lengths)
+                texts |= {
+                    i: tokenizer.decode(h.tokens) for i, h in zip(batch.ids, found, strict=True)
+                }
+        hypotheses = {identifier: texts[identifier] for identifier in references}
+        units = {"cer": "char", "wer": "word"}
+        return {k: score_pairs(references, hypotheses, unit=u).rate for k, u in units.items()}
+
+    return score

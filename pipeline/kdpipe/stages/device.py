@@ -1,0 +1,39 @@
+"""Where to compute, and what the process must be told for it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from kdpipe.errors import DeviceError
+
+__all__ = ["keep_freed_memory", "pick_device"]
+
+# glibc's malloc.h: mallopt(M_MMAP_THRESHOLD, ...), mallopt(M_TRIM_THRESHOLD, ...).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_KEPT_BYTES = 32 << 20
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU when there is one; asking for one that is not there is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(name)
+    return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed tensors of up to 32 MiB instead of returning them to the kernel.
+
+    Training frees and asks for the same sizes at every step; without this a tenth of a CPU
+    run goes into page faults. Does nothing where the C library is another.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

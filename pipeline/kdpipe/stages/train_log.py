@@ -1,0 +1,109 @@
+"""train.jsonl: every loss term by name, per log step and per epoch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdpipe.files import read_jsonl, write_jsonl
+
+__all__ = ["TrainLog"]
+
+
+class TrainLog:
+    """Running means of the loss terms, written as JSON lines.
+
+    A `step` record holds means since the last one, an `epoch` record those of the epoch and
+    the dev metrics as `dev_NAME`. On resume, records past the last checkpoint are dropped.
+    """
+
+    def __init__(self, path: Path, resume_epoch: int) -> None:
+        self.path = path
+        self._since_step = _Means()
+        self._since_epoch = _Means()
+        self._last_epoch: dict[str, float] = {}
+        kept = _records_until(path, resume_epoch)
+        write_jsonl(path, kept)
+
+    def add(self, values: Mapping[str, float], audio_seconds: float) -> None:
+        """Count one batch's loss terms."""
+        for means in (self._since_step, self._since_epoch):
+            means.add(values, audio_seconds)
+
+    def add_update(self, gradient_norm: float, seconds: float) -> None:
+        """Count one optimizer step and the seconds it took."""
+        for means in (self._since_step, self._since_epoch):
+            means.add_update(gradient_norm, seconds)
+
+    def write_step(self, epoch: int, step: int, rate: float) -> None:
+        """Append the means since the last step record."""
+        self._write({"type": "step", "epoch": epoch, "step": step}, rate, self._since_step, {})
+        self._since_step = _Means()
+
+    def write_epoch(
+        self, epoch: int, step: int, rate: float, dev: Mapping[str, float], dev_seconds: float
+    ) -> None:
+        """Append the epoch's means and dev metrics."""
+        extra = {f"dev_{name}": value for name, value in dev.items()}
+        extra["dev_seconds"] = round(dev_seconds, 3)
+        self._last_epoch = {**self._since_epoch.losses(), **extra}
+        self._write({"type": "epoch", "epoch": epoch, "step": step}, rate, self._since_epoch, extra)
+        self._since_epoch = _Means()
+        self._since_step = _Means()
+
+    def summary(self) -> dict[str, str]:
+        """What the progress bar shows of the last epoch."""
+        shown = ("total", "dev_cer")
+        return {k: f"{self._last_epoch[k]:.3f}" for k in shown if k in self._last_epoch}
+
+    def _write(
+        self, head: dict[str, object], rate: float, means: _Means, extra: Mapping[str, float]
+    ) -> None:
+        record = {**head, "learning_rate": rate, **means.record(), **extra}
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+
+
+class _Means:
+    """Sums on the way to means."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+        self._audio = 0.0
+        self._seconds = 0.0
+        self._norms: list[float] = []
+
+    def add(self, values: Mapping[str, float], audio_seconds: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._batches += 1
+        self._audio += audio_seconds
+
+    def add_update(self, gradient_norm: float, seconds: float) -> None:
+        self._norms.append(gradient_norm)
+        self._seconds += seconds
+
+    def losses(self) -> dict[str, float]:
+        return {name: total / max(1, self._batches) for name, total in self._sums.items()}
+
+    def record(self) -> dict[str, float]:
+        return {
+            **self.losses(),
+            "gradient_norm": sum(self._norms) / max(1, len(self._norms)),
+            "audio_seconds_per_second": round(self._audio / max(1e-9, self._seconds), 2),
+            "seconds": round(self._seconds, 3),
+        }
+
+
+def _records_until(path: Path, epoch: int) -> list[dict[str, object]]:
+    """Whole records of epochs that a checkpoint holds; a torn last line is left out."""
+    if not path.is_file() or epoch == 0:
+        return []
+    kept = []
+    for record in read_jsonl(path):
+        kept.append(record)
+        if record.get("type") == "epoch" and record.get("epoch") == epoch:
+            break
+    return kept

@@ -1,0 +1,212 @@
+"""train-student: Mask-CTC training with the distillation losses of Eq. 7-13, in two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdpipe.batching import Batch
+from kdpipe.config import DistillationSection, Recipe, StageSection, to_table
+from kdpipe.errors import ConfigError
+from kdpipe.features.prepared import PreparedData
+from kdpipe.features.specaugment import spec_augment
+from kdpipe.losses import (
+    DistillationWeights,
+    UtteranceLoss,
+    apply_masks,
+    class_log_probs,
+    combine,
+    ctc_loss,
+    decoder_frame_loss,
+    decoder_sequence_loss,
+    draw_masks,
+    encoder_frame_loss,
+    encoder_sequence_loss,
+    flatten_hypotheses,
+    masked_lm_loss,
+    nbest_posteriors,
+    reduce_terms,
+    usable_hypotheses,
+)
+from kdpipe.models import Encoded, RecognitionModel
+from kdpipe.models.memory import Memory
+from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_save
+from kdpipe.stages.cached_targets import open_targets
+from kdpipe.stages.claim import claimed, mark_complete
+from kdpipe.stages.device import pick_device
+from kdpipe.stages.targets import NbestBatch, Targets, TargetSource
+from kdpipe.stages.training import StepLosses
+from kdpipe.text.tokenizer import Tokenizer
+
+__all__ = ["stage_weights", "student_losses", "train_student"]
+
+
+def train_student(
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    store: str | None,
+    seed: int,
+    device: str,
+    allow_partial: bool = False,
+) -> bool:
+    """Train a student into `out`, with the targets of `store` or, without one, plainly.
+
+    Returns False where `out` was already complete. The store is checked against the data
+    before training starts: a mismatch raises `MismatchError` naming both sides.
+    """
+    prepared = PreparedData.open(data)
+    tokenizer = Tokenizer.load(prepared.tokenizer)
+    if store and recipe.specaugment.time_warp:
+        raise ConfigError(
+            recipe.name, "specaugment.time_warp", recipe.specaugment.time_warp,
+            "time warp moves the student's frames against the cached ones",
+            "Set it to 0, or train without --targets",
+        )  # fmt: skip
+    where = pick_device(device)
+    source, lineage = open_targets(
+        store, prepared, tokenizer, recipe.distillation.nbest, where, allow_partial
+    )
+    settings = {
+        "command": "train-student",
+        "student": to_table(recipe.student),
+        "specaugment": to_table(recipe.specaugment),
+        "distillation": to_table(recipe.distillation),
+        "targets": [entry.store_digest for entry in lineage],
+        "train_digest": prepared.split("train").manifest_digest,
+        "feature_digest": prepared.feature_digest,
+        "seed": seed,
+    }
+    with claimed(out, settings) as complete:
+        if complete:
+            return False
+        model = fresh_model(recipe.student.model, "mask-ctc", tokenizer, seed, where)
+        epochs = sum(stage.epochs for stage in recipe.student.stages)
+        training = replace(recipe.student.training, epochs=epochs)
+        losses = student_losses(model, recipe, source)
+        train_and_save(out, model, losses, prepared, training, recipe, seed, lineage)
+        mark_complete(out, settings)
+    return True
+
+
+def stage_weights(
+    stages: Sequence[StageSection], epoch: int, alpha: float, sequence: bool
+) -> DistillationWeights:
+    """The weights of the stage that `epoch` (from 0) falls in."""
+    passed = 0
+    for stage in stages:
+        passed += stage.epochs
+        if epoch < passed:
+            break
+    return DistillationWeights(
+        alpha=alpha,
+        beta_frame=stage.beta_frame,
+        beta_sequence=stage.beta_sequence if sequence else 0.0,
+        gamma_encoder=stage.gamma_encoder,
+        gamma_decoder=stage.gamma_decoder,
+    )
+
+
+def student_losses(
+    model: RecognitionModel, recipe: Recipe, source: TargetSource | None
+) -> StepLosses:
+    """The total of Eq. 13 of one batch, each term by name; without `source`, L_jca alone."""
+    augment = specaugment_settings(recipe.specaugment)
+    section, settings = recipe.student, recipe.distillation
+    alpha, smoothing = section.training.ctc_weight, section.training.label_smoothing
+
+    def losses(batch: Batch, epoch: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        weights = DistillationWeights(alpha=alpha)
+        if source is not None:
+            weights = stage_weights(section.stages, epoch, alpha, settings.sequence)
+        features = spec_augment(batch.features, batch.feature_lengths, augment, generator)
+        encoded = model.encode(features, batch.feature_lengths)
+        memory = model.decoder.project_memory(encoded.hidden, encoded.lengths)
+        frame_log_probs = model.ctc_log_probs(encoded.hidden)
+        masks = draw_masks(batch.token_lengths, generator, batch.tokens.shape[1])
+        logits = _masked_logits(model, batch.tokens, batch.token_lengths, masks, memory)
+        terms = {
+            "ctc": ctc_loss(frame_log_probs, encoded.lengths, batch.tokens, batch.token_lengths),
+            "mlm": masked_lm_loss(logits, batch.tokens, masks, smoothing),
+        }
+        if source is not None and weights.needed:
+            sequences = bool(weights.needed & {"encoder_sequence", "decoder_sequence"})
+            targets = source(batch, sequences)
+            terms |= _frame_terms(
+                targets, encoded, frame_log_probs, logits, masks, batch, settings,
+                model.config.vocab_size, weights.needed,
+            )  # fmt: skip
+            if targets.nbest is not None:
+                terms |= _sequence_terms(
+                    model, targets.nbest, encoded, frame_log_probs, memory, generator,
+                    weights.needed,
+                )  # fmt: skip
+        return combine(reduce_terms(terms, settings.scale), weights)
+
+    return losses
+
+
+def _masked_logits(
+    model: RecognitionModel, tokens: Tensor, lengths: Tensor, masks: Tensor, memory: Memory
+) -> Tensor:
+    """Logits (B, L, V + 1) of the decoder that sees `tokens` with `masks` hidden."""
+    mask_id = model.config.vocab_size
+    logits: Tensor = model.decoder(apply_masks(tokens, masks, mask_id), lengths, memory)
+    return logits
+
+
+def _frame_terms(
+    targets: Targets,
+    encoded: Encoded,
+    frame_log_probs: Tensor,
+    logits: Tensor,
+    masks: Tensor,
+    batch: Batch,
+    settings: DistillationSection,
+    vocab_size: int,
+    needed: frozenset[str],
+) -> dict[str, UtteranceLoss]:
+    """F-KD after the encoder (Eq. 7) and after the decoder (Eq. 11)."""
+    terms = {}
+    if "encoder_frame" in needed:
+        terms["encoder_frame"] = encoder_frame_loss(
+            frame_log_probs, encoded.lengths, targets.frames, settings.tail
+        )
+    if "decoder_frame" in needed:
+        log_probs = class_log_probs(logits, vocab_size)
+        terms["decoder_frame"] = decoder_frame_loss(
+            log_probs, masks, batch.token_lengths, targets.tokens, settings.tail
+        )
+    return terms
+
+
+def _sequence_terms(
+    model: RecognitionModel,
+    nbest: NbestBatch,
+    encoded: Encoded,
+    frame_log_probs: Tensor,
+    memory: Memory,
+    generator: torch.Generator,
+    needed: frozenset[str],
+) -> dict[str, UtteranceLoss]:
+    """S-KD after the encoder (Eq. 8) and after the decoder (Eq. 12)."""
+    selection = usable_hypotheses(nbest.tokens, nbest.lengths, encoded.lengths, nbest.present)
+    posteriors = nbest_posteriors(nbest.scores, selection.usable)
+    terms = {}
+    if "encoder_sequence" in needed:
+        terms["encoder_sequence"] = encoder_sequence_loss(
+            frame_log_probs, encoded.lengths, nbest.tokens, nbest.lengths, posteriors
+        )
+    if "decoder_sequence" in needed:
+        flat = flatten_hypotheses(nbest.tokens, nbest.lengths, posteriors)
+        masks = draw_masks(flat.lengths, generator, flat.tokens.shape[1])
+        rows = memory.select(flat.utterances)
+        logits = _masked_logits(model, flat.tokens, flat.lengths, masks, rows)
+        terms["decoder_sequence"] = decoder_sequence_loss(
+            logits, masks, flat, len(encoded.lengths), model.config.vocab_size
+        )
+    return terms

@@ -1,0 +1,184 @@
+"""The training loop that teacher and student share.
+
+All randomness of an epoch follows from (seed, epoch), and a checkpoint is written after
+every epoch: a run that was killed repeats the broken epoch and gives the unbroken run's
+losses.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from kdpipe.batching import Batch, batch_loader, length_buckets
+from kdpipe.checkpoint import (
+    average_epochs,
+    load_training_state,
+    prune_epochs,
+    save_epoch,
+    save_training_state,
+)
+from kdpipe.config import TrainingSection
+from kdpipe.errors import TrainingDivergedError
+from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.prepared import PreparedSplit
+from kdpipe.progress import progress_bar
+from kdpipe.stages.train_log import TrainLog
+
+__all__ = ["StepLosses", "TrainingRun", "learning_rate", "make_optimizer", "run_training"]
+
+StepLosses = Callable[[Batch, int, torch.Generator], Mapping[str, Tensor]]
+"""Loss terms of a batch by name, `total` among them; arguments: batch, epoch, generator."""
+
+Metrics = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One model's training: what is trained, on what, by which losses."""
+
+    out: Path
+    model: nn.Module
+    losses: StepLosses
+    split: PreparedSplit
+    cmvn: Cmvn
+    settings: TrainingSection
+    seed: int
+    device: torch.device
+    dev_metrics: Metrics
+    label: str
+
+
+def learning_rate(settings: TrainingSection, step: int, done: float) -> float:
+    """The rate for update `step` (from 1) when the fraction `done` of all epochs is over."""
+    if step <= settings.warmup_steps:
+        return settings.learning_rate * step / settings.warmup_steps
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return settings.learning_rate * math.sqrt(settings.warmup_steps / step)
+
+
+def make_optimizer(model: nn.Module, weight_decay: float) -> AdamW:
+    """AdamW that decays matrices only: biases and norms are not pulled to zero."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=1.0, betas=(0.9, 0.98), eps=1e-9, fused=True)
+
+
+def run_training(run: TrainingRun) -> dict[str, Tensor]:
+    """Train to the last epoch, resuming where an earlier call stopped.
+
+    Returns the average of the last checkpoints' weights. Raises `TrainingDivergedError` when
+    a loss or the gradient stops being finite.
+    """
+    optimizer = make_optimizer(run.model, run.settings.weight_decay)
+    epoch, step = load_training_state(run.out, run.model, optimizer)
+    log = TrainLog(run.out / "train.jsonl", resume_epoch=epoch)
+    lengths = run.split.frame_counts.tolist()
+    with progress_bar(run.settings.epochs, run.label, "epoch") as bar:
+        bar.update(epoch)
+        for current in range(epoch, run.settings.epochs):
+            batches = length_buckets(
+                lengths, run.settings.batch_frames, run.settings.max_utterances, run.seed, current
+            )
+            step = _train_epoch(run, optimizer, batches, current, step, log)
+            save_epoch(run.out, current + 1, run.model)
+            save_training_state(run.out, run.model, optimizer, current + 1, step)
+            prune_epochs(run.out, keep=run.settings.average_last)
+            bar.set_postfix(log.summary(), refresh=False)
+            bar.update(1)
+    return average_epochs(run.out, run.settings.average_last)
+
+
+def _train_epoch(
+    run: TrainingRun,
+    optimizer: AdamW,
+    batches: list[list[int]],
+    epoch: int,
+    step: int,
+    log: TrainLog,
+) -> int:
+    """One pass over the batches; returns the number of updates made so far."""
+    torch.manual_seed(run.seed * 100_003 + epoch)
+    generator = torch.Generator().manual_seed(run.seed * 100_003 + epoch)
+    run.model.train()
+    groups = _grouped(batches, run.settings.accumulate)
+    loader = batch_loader(
+        run.split, run.cmvn, batches, run.settings.workers, run.device.type == "cuda"
+    )
+    for number, size in enumerate(groups):
+        step += 1
+        done = (epoch + number / len(groups)) / run.settings.epochs
+        rate = learning_rate(run.settings, step, done)
+        group = [next(loader).to(run.device) for _ in range(size)]
+        _update(run, optimizer, group, (epoch, step, rate), generator, log)
+        if step % run.settings.log_steps == 0:
+            log.write_step(epoch + 1, step, rate)
+    started = time.perf_counter()
+    metrics = run.dev_metrics()
+    log.write_epoch(epoch + 1, step, rate, metrics, time.perf_counter() - started)
+    return step
+
+
+def _grouped(batches: list[list[int]], accumulate: int) -> list[int]:
+    """How many batches each update of the epoch takes."""
+    full, rest = divmod(len(batches), accumulate)
+    return [accumulate] * full + ([rest] if rest else [])
+
+
+def _update(
+    run: TrainingRun,
+    optimizer: AdamW,
+    group: list[Batch],
+    where: tuple[int, int, float],
+    generator: torch.Generator,
+    log: TrainLog,
+) -> None:
+    """One optimizer step on the mean gradient of the group's batches."""
+    epoch, step, rate = where
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    started = time.perf_counter()
+    for batch in group:
+        with autocast(run.device, run.settings.precision):
+            terms = run.losses(batch, epoch, generator)
+        values = _finite_values(terms, step, batch.ids)
+        torch.autograd.backward(terms["total"] / len(group))
+        log.add(values, batch.audio_seconds)
+    norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.gradient_clip))
+    if not math.isfinite(norm):
+        raise TrainingDivergedError(step, "the gradient", _ids(group))
+    optimizer.step()
+    log.add_update(norm, time.perf_counter() - started)
+
+
+def _ids(group: Iterable[Batch]) -> list[str]:
+    return [identifier for batch in group for identifier in batch.ids]
+
+
+def _finite_values(
+    terms: Mapping[str, Tensor], step: int, ids: tuple[str, ...]
+) -> dict[str, float]:
+    stacked = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+    values = dict(zip(terms, stacked, strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingDivergedError(step, name, ids)
+    return values
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast where `precision` asks for it; `auto` means on a GPU."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

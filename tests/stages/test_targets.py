@@ -1,0 +1,208 @@
+"""Targets from a store are the teacher's own, and a store that does not fit is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdpipe.batching import Batch, collate
+from kdpipe.checkpoint import ModelCard, load_model, save_model
+from kdpipe.config import load_recipe
+from kdpipe.errors import ConfigError, MismatchError, OutputConflictError, StoreIncompleteError
+from kdpipe.features.prepared import PreparedData
+from kdpipe.models import RecognitionModel
+from kdpipe.stages.build import fresh_model
+from kdpipe.stages.cached_targets import cached_targets, open_targets
+from kdpipe.stages.targets import TargetSource, online_targets
+from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
+from kdpipe.stages.train_student import stage_weights, student_losses, train_student
+from kdpipe.store import open_store
+from kdpipe.testing import TINY_RECIPE, tiny_recipe
+from kdpipe.text.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+# Every class kept, in single precision: the store then holds the whole distribution.
+EXACT = DumpSettings(top_k=100, min_prob=0.0, codec="fp32", nbest=4, beam=4)
+
+
+def save_random_model(prepared: PreparedData, out: Path, kind: str, seed: int = 0) -> Path:
+    """A model directory with random weights, sharp enough that posteriors differ by frame."""
+    tokenizer = Tokenizer.load(prepared.tokenizer)
+    recipe = tiny_recipe()
+    section = recipe.teacher.model if kind == "ar" else recipe.student.model
+    model = fresh_model(section, "ar" if kind == "ar" else "mask-ctc", tokenizer, seed, CPU)
+    with torch.no_grad():
+        model.ctc.ctc_lo.weight *= 4.0
+    card = ModelCard(
+        out.name, model.config, tokenizer.fingerprint, prepared.feature_type,
+        prepared.feature_digest, "", seed, "test",
+    )  # fmt: skip
+    save_model(out, card, model.state_dict(), prepared.tokenizer, prepared.cmvn)
+    return out
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tiny_data, tmp_path_factory.mktemp("models") / "teacher", "ar")
+
+
+@pytest.fixture(scope="module")
+def exact_store(
+    tiny_data: PreparedData, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("stores") / "exact.zarr"
+    assert teacher_dump(tiny_data.folder, "train", teacher, out, EXACT, Shard(), "cpu", 2000)
+    return out
+
+
+def test_cached_equals_online(tiny_data: PreparedData, teacher: Path, exact_store: Path) -> None:
+    cached = cached_targets(open_store(exact_store), 4, CPU)
+    online = online_targets(load_model(teacher).model, nbest=4, beam=4)
+    first, second = (_losses_and_gradient(tiny_data, source) for source in (cached, online))
+    assert {"encoder_frame", "encoder_sequence", "decoder_frame", "decoder_sequence"} <= set(
+        first[0]
+    )
+    for name, value in first[0].items():
+        torch.testing.assert_close(value, second[0][name], rtol=1e-3, atol=1e-3)
+    cosine = torch.cosine_similarity(first[1], second[1], dim=0)
+    assert cosine > 0.999
+
+
+@pytest.mark.parametrize(("codec", "limit"), [("fp16", 0.9999), ("log8", 0.999)])
+def test_a_compact_store_gives_nearly_the_same_gradient(
+    tiny_data: PreparedData, teacher: Path, tmp_path: Path, codec: str, limit: float
+) -> None:
+    settings = replace(EXACT, codec=codec, top_k=8, min_prob=1e-3)
+    teacher_dump(
+        tiny_data.folder, "train", teacher, tmp_path / "s.zarr", settings, Shard(), "cpu", 2000
+    )
+    cached = cached_targets(open_store(tmp_path / "s.zarr"), 4, CPU)
+    online = online_targets(load_model(teacher).model, nbest=4, beam=4)
+    (_, ours), (_, theirs) = (_losses_and_gradient(tiny_data, s) for s in (cached, online))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > limit
+
+
+def _losses_and_gradient(
+    data: PreparedData, source: TargetSource
+) -> tuple[Mapping[str, Tensor], Tensor]:
+    """All loss terms of one batch in the last stage, and the gradient of their total."""
+    model = _student(data)
+    batch = _batch(data)
+    recipe = tiny_recipe("specaugment.time_masks=0", "specaugment.frequency_masks=0")
+    terms = student_losses(model, recipe, source)(batch, 1, torch.Generator().manual_seed(5))
+    torch.autograd.backward(terms["total"])
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return {k: v.detach() for k, v in terms.items()}, torch.cat(gradients)
+
+
+def _student(data: PreparedData) -> RecognitionModel:
+    tokenizer = Tokenizer.load(data.tokenizer)
+    return fresh_model(tiny_recipe().student.model, "mask-ctc", tokenizer, 1, CPU).eval()
+
+
+def _batch(data: PreparedData) -> Batch:
+    return collate(data.split("train"), data.cmvn, [0, 5, 7])
+
+
+def test_without_targets_only_the_joint_loss_is_left(tiny_data: PreparedData) -> None:
+    losses = student_losses(_student(tiny_data), tiny_recipe(), None)
+    terms = losses(_batch(tiny_data), 1, torch.Generator().manual_seed(0))
+    assert set(terms) == {"ctc", "mlm", "total"}
+    expected = 0.3 * terms["ctc"] + 0.7 * terms["mlm"]
+    torch.testing.assert_close(terms["total"], expected)
+
+
+def test_the_schedule_changes_at_the_stage() -> None:
+    stages = load_recipe("aishell1").student.stages
+    found = [stage_weights(stages, epoch, 0.3, sequence=True) for epoch in (0, 79, 80, 99)]
+    assert [w.beta_sequence for w in found] == [0.0, 0.0, 1.0, 1.0]
+    assert [w.gamma_decoder for w in found] == [0.3, 0.3, 0.5, 0.5]
+    assert stage_weights(stages, 90, 0.3, sequence=False).beta_sequence == 0.0
+
+
+def test_the_first_stage_asks_for_no_nbest(tiny_data: PreparedData, exact_store: Path) -> None:
+    asked = []
+    source = cached_targets(open_store(exact_store), 4, CPU)
+
+    def spy(batch: Batch, sequences: bool) -> object:
+        asked.append(sequences)
+        return source(batch, sequences)
+
+    losses = student_losses(_student(tiny_data), tiny_recipe(), spy)  # type: ignore[arg-type]
+    for epoch in (0, 1):
+        terms = losses(_batch(tiny_data), epoch, torch.Generator().manual_seed(0))
+        assert ("encoder_sequence" in terms) is (epoch == 1)
+    assert asked == [False, True]
+
+
+def test_another_teacher_of_the_same_tokenizer_is_welcome(
+    tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    other = save_random_model(tiny_data, tmp_path / "other", "ar", seed=9)
+    teacher_dump(tiny_data.folder, "train", other, tmp_path / "o.h5", EXACT, Shard(), "cpu", 2000)
+    tokenizer = Tokenizer.load(tiny_data.tokenizer)
+    _, lineage = open_targets(str(tmp_path / "o.h5"), tiny_data, tokenizer, 4, CPU, False)
+    assert [entry.teacher_name for entry in lineage] == ["other"]
+
+
+def test_a_store_that_lacks_utterances_is_refused_before_training(
+    tiny_data: PreparedData, teacher: Path, tmp_path: Path
+) -> None:
+    teacher_dump(tiny_data.folder, "dev", teacher, tmp_path / "d.zarr", EXACT, Shard(), "cpu", 2000)
+    with pytest.raises(MismatchError, match="lacks 24"):
+        train_student(
+            tiny_data.folder, tiny_recipe(), tmp_path / "out", str(tmp_path / "d.zarr"), 0, "cpu"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_under_construction_needs_leave(
+    tiny_data: PreparedData, teacher: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "p.zarr"
+    done = teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(0, 2), "cpu", 2000)
+    assert not done
+    with pytest.raises(StoreIncompleteError):
+        train_student(tiny_data.folder, tiny_recipe(), tmp_path / "out", str(store), 0, "cpu")
+    assert teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(1, 2), "cpu", 2000)
+    assert len(open_store(store)) == 24
+
+
+def test_shards_and_one_writer_give_the_same_content(
+    tiny_data: PreparedData, teacher: Path, exact_store: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "sharded.h5"
+    for index in (2, 0, 1):
+        teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(index, 3), "cpu", 2000)
+    assert open_store(store).digest == open_store(exact_store).digest
+
+
+def test_a_complete_store_of_other_settings_is_not_overwritten(
+    tiny_data: PreparedData, teacher: Path, exact_store: Path
+) -> None:
+    with pytest.raises(OutputConflictError, match="top_k"):
+        teacher_dump(
+            tiny_data.folder, "train", teacher, exact_store, replace(EXACT, top_k=2), Shard(),
+            "cpu", 2000,
+        )  # fmt: skip
+
+
+def test_a_student_is_no_teacher(tiny_data: PreparedData, tmp_path: Path) -> None:
+    student = save_random_model(tiny_data, tmp_path / "student", "mask-ctc")
+    with pytest.raises(ConfigError, match="not an autoregressive teacher"):
+        teacher_dump(
+            tiny_data.folder, "train", student, tmp_path / "x.zarr", EXACT, Shard(), "cpu", 2000
+        )
+
+
+def test_time_warp_and_cached_frames_do_not_mix(
+    tiny_data: PreparedData, exact_store: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe("demo", [*TINY_RECIPE, "specaugment.time_warp=5"])
+    with pytest.raises(ConfigError, match="time warp"):
+        train_student(tiny_data.folder, recipe, tmp_path / "out", str(exact_store), 0, "cpu")
