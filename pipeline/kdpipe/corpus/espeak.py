@@ -57,9 +57,10 @@ def require_espeak() -> ModuleType:
 def speak(text: str, voice: Voice) -> NDArray[np.int16]:
     """Samples at 22050 Hz; the same for the same text and voice, whatever was spoken before.
 
-    (But for breathy variants: their noise is computed from memory never set.) Not thread-safe: the library is one global state. Takes about 5 ms of loading a call, which
-    is what resets that state. Raises `DependencyError` without espeakng-loader, `DataError`
-    when the library refuses the voice or the text.
+    (Not with breathy variants: the library computes their noise from memory it never set.)
+    Loading it anew takes about 5 ms a call, and is what resets its state. Not thread-safe.
+    Raises `DependencyError` without espeakng-loader, `DataError` when the library refuses the
+    voice or says nothing.
     """
     samples: list[NDArray[np.int16]] = []
 
