@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back(
     path: Path, changes: dict[str, object], tolerance: float
 ) -> None:
     header = make_header(**changes)
-    seeds = range(3 if header.tokenizer.vocab_size > 1000 else 120)
+    seeds = range(3 if header.tokenizer.vocab_size > 1000 else 40)
     write_targets(path, header, seeds, **SMALL_SHARDS)
     finish(path)
     store = open_store(path)

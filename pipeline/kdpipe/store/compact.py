@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,27 +110,30 @@ def write_compact(
     """Write the `blocks` of a store into an empty folder as compressed streams."""
     widths = Widths.of(header)
     shapes = stream_shapes(header)
-    streams = {name: _StreamWriter(folder, name, shapes[name], level) for name in SECTIONS}
-    for block in blocks:
-        ends = np.cumsum(section_sizes(block.rows, widths), axis=1).T.tolist()
-        for number, name in enumerate(SECTIONS):
-            starts = ends[number - 1] if number else [0] * len(block.ends)
-            streams[name].append(
-                [
-                    record[start:end]
-                    for record, start, end in zip(
-                        block.records(), starts, ends[number], strict=True
-                    )
-                ]
-            )
     files: Files = {}
-    for stream in streams.values():
-        files.update(stream.finish())
+    with ExitStack() as open_files:
+        streams = [
+            open_files.enter_context(closing(_StreamWriter(folder, name, shapes[name], level)))
+            for name in SECTIONS
+        ]
+        for block in blocks:
+            for stream, pieces in zip(streams, _sections(block, widths), strict=True):
+                stream.append(pieces)
+        for stream in streams:
+            files.update(stream.finish())
     table = np.array(index.table)
     table[:, : COLUMN["frames"]] = 0
     files.update(write_plain(folder, "table", table, level))
     files.update(write_plain(folder, "ids", index.ids, level))
     write_root(folder, header, digest, len(index), files, SHARD_BYTES, "compact")
+
+
+def _sections(block: Block, widths: Widths) -> Iterator[list[NDArray[np.uint8]]]:
+    """Of every section in turn, its pieces in all records of a block."""
+    ends = np.cumsum(section_sizes(block.rows, widths), axis=1).T.tolist()
+    for starts, stops in itertools.pairwise([[0] * len(block.ends), *ends]):
+        records = zip(block.records(), starts, stops, strict=True)
+        yield [record[start:stop] for record, start, stop in records]
 
 
 class _StreamWriter:
@@ -169,7 +173,6 @@ class _StreamWriter:
             self._write(shard_index(entries.transpose(1, 0, 2)))
         self.handle.flush()
         os.fsync(self.handle.fileno())
-        self.handle.close()
         planes, items = self.shape.planes, self.shape.items
         metadata = array_metadata(
             (planes, self.total // self.shape.item_bytes),
@@ -184,6 +187,10 @@ class _StreamWriter:
             return {**files, f"{self.folder.name}/c/0/0": (self.length, self.checksum)}
         self.path.unlink()
         return files
+
+    def close(self) -> None:
+        """Close the file."""
+        self.handle.close()
 
     def _write_chunks(self, items: NDArray[np.uint8]) -> None:
         width = self.shape.kind.itemsize

@@ -20,7 +20,7 @@ from kdpipe.store.journal import (
     read_working_header,
     working_lock,
 )
-from kdpipe.store.opening import ledger_rows, open_image, working_image
+from kdpipe.store.opening import image_of_ledger, ledger_rows, open_image
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import Fidelity
 from kdpipe.store.zarr_backend import seal_shards, write_zarr_metadata
@@ -57,7 +57,7 @@ def _finish(path: Path, working: Path, expected: set[str]) -> None:
         files = seal_shards(working, ledger.shards, shard_bytes)
         write_zarr_metadata(path, header, digest, index, files, shard_bytes)
         return
-    image = working_image(path, working, header, index, ledger, shard_bytes)
+    image = image_of_ledger(path, working, header, ledger, shard_bytes)
     write_hdf5(path, header, digest, index, mapped_blocks(image))
 
 

@@ -17,21 +17,28 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import StoreFormatError
+from kdpipe.errors import StoreDamageError, StoreFormatError
 from kdpipe.files import sync_folder
 from kdpipe.store.blocks import Block, place_records
 from kdpipe.store.image import (
     StoreImage,
+    checked_json,
     index_from_bytes,
     map_file,
     sealed_json,
-    unsealed_json,
 )
 from kdpipe.store.index import Index
 from kdpipe.store.layout import Widths, section_sizes
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
-__all__ = ["DATASETS", "open_hdf5", "read_user_block", "structure_checksum", "write_hdf5"]
+__all__ = [
+    "DATASETS",
+    "open_hdf5",
+    "read_user_block",
+    "salvage_hdf5",
+    "structure_checksum",
+    "write_hdf5",
+]
 
 DATASETS = ("records", "table", "ids", "lookup")
 MAGIC = b"kdpipe-store "
@@ -90,8 +97,8 @@ def _write_datasets(
     }
     checks = {name: google_crc32c.value(array.tobytes()) for name, array in arrays.items()}
     with h5py.File(path, "w", userblock_size=block) as file:
-        shared = {key: store[key] for key in ("header", "digest", "utterances")}
-        file.attrs["kdpipe_store"] = json.dumps(shared, ensure_ascii=False)
+        text = json.dumps(store, ensure_ascii=False).encode()
+        file.attrs["kdpipe_store"] = sealed_json(text).decode()
         target = file.create_dataset("records", (records_bytes,), "u1", track_times=False)
         position = checksum = 0
         for piece in (part.content for part in blocks):
@@ -140,44 +147,51 @@ def read_user_block(path: Path) -> tuple[dict[str, Any], StoreHeader, int, Exten
     Raises `StoreFormatError` when the file is no store, damaged, or lists what cannot be.
     """
     block, text = _user_block_text(path)
+    store = checked_json(text)
+    if store is None:
+        raise StoreDamageError(path, "user block", "its checksum does not fit")
+    header = header_from_json(store.get("header"), str(path))
     try:
-        store = json.loads(text)
-        header_content = store["header"]
         extents = {
             name: (int(offset), int(size), int(crc))
             for name, (offset, size, crc) in store["datasets"].items()
         }
         fits = set(extents) == set(DATASETS) and isinstance(store["digest"], str)
-        fits = fits and int(store["bytes"]) == path.stat().st_size
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, repr(error)) from error
-    if not unsealed_json(text) or not fits or not _disjoint(extents, block, store["bytes"]):
-        raise _damaged(path, "checksum, size or extents do not fit")
-    return store, header_from_json(header_content, str(path)), block, extents
+        fits = fits and _disjoint(extents, block, int(store["bytes"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreFormatError(path, f"user block: {error!r}", "Copy the store again") from error
+    if not fits:
+        raise StoreFormatError(path, "user block lists no store's data", "Copy the store again")
+    return store, header, block, extents
 
 
 def _user_block_text(path: Path) -> tuple[int, bytes]:
     try:
         with path.open("rb") as handle:
             first = handle.read(len(MAGIC) + 9)
-            size = first[len(MAGIC) : -1]
-            if not first.startswith(MAGIC) or not size.isdigit() or int(size) > MAX_USER_BLOCK:
-                raise StoreFormatError(path, "no teacher store", "Check the path")
-            rest = handle.read(int(size) - len(first))
+            size = _block_size(path, first)
+            rest = handle.read(size - len(first))
     except OSError as error:
         raise StoreFormatError(
             path, f"cannot be read ({error.strerror})", "Check the path"
         ) from error
     text = rest.rstrip(b" \n")
-    if len(rest) != int(size) - len(first) or rest != text.ljust(len(rest) - 1) + b"\n":
-        raise _damaged(path, "cut short or overwritten")
-    return int(size), text
+    if len(rest) != size - len(first) or rest != text.ljust(len(rest) - 1) + b"\n":
+        raise StoreDamageError(path, "user block", "cut short or overwritten")
+    return size, text
 
 
-def _damaged(path: Path, problem: str) -> StoreFormatError:
-    return StoreFormatError(
-        path, f"its user block is damaged ({problem})", "Copy or convert the store again"
-    )
+def _block_size(path: Path, first: bytes) -> int:
+    """The size of the user block from its first line; a slip of a few bytes is damage."""
+    digits = first[len(MAGIC) : -1]
+    if first.startswith(MAGIC) and digits.isdigit() and first[-1:] == b"\n":
+        size = int(digits)
+        if size <= MAX_USER_BLOCK and size >= 512 and size & (size - 1) == 0:
+            return size
+    wrong = sum(a != b for a, b in zip(first, MAGIC, strict=False))
+    if len(first) > len(MAGIC) and wrong < len(MAGIC) // 3:
+        raise StoreDamageError(path, "user block", "its first line is damaged")
+    raise StoreFormatError(path, "no teacher store", "Check the path")
 
 
 def _disjoint(extents: Extents, start: int, end: int) -> bool:
@@ -188,13 +202,40 @@ def _disjoint(extents: Extents, start: int, end: int) -> bool:
     return True
 
 
-def open_hdf5(path: Path) -> StoreImage:
-    """Map a finished HDF5 store."""
+def open_hdf5(path: Path, check_structure: bool = True) -> StoreImage:
+    """Map a finished HDF5 store; what belongs to no dataset is checked on request."""
     store, header, block, extents = read_user_block(path)
-    file = map_file(path, store["bytes"])
-    if structure_checksum(file, block, extents) != store["structure_crc32c"]:
-        raise StoreFormatError(path, "its HDF5 structure is damaged", "Copy the store again")
+    file = map_file(path, int(store["bytes"]))
+    if check_structure and structure_checksum(file, block, extents) != store["structure_crc32c"]:
+        raise StoreDamageError(path, "HDF5 structure", "its checksum does not fit")
     views = {name: file[offset : offset + size] for name, (offset, size, _) in extents.items()}
     index = index_from_bytes(path, views["table"], views["ids"], views["lookup"])
     records = {0: views["records"]}
     return StoreImage(path, "hdf5", header, store["digest"], index, records, ONE_PART, len(file))
+
+
+def salvage_hdf5(path: Path) -> StoreImage:
+    """An HDF5 store as far as it can be read, unchecked: for repair.
+
+    With a damaged user block, header and datasets are looked for in the HDF5 data. Raises
+    `StoreDamageError` when neither can be used.
+    """
+    try:
+        return open_hdf5(path, check_structure=False)
+    except StoreDamageError as damage:
+        try:
+            with h5py.File(path, "r") as file:
+                store = checked_json(str(file.attrs["kdpipe_store"]).encode())
+                views = {
+                    name: (file[name].id.get_offset() or 0, file[name].id.get_storage_size())
+                    for name in DATASETS
+                }
+        except (OSError, KeyError, RuntimeError):
+            raise damage from None
+        if store is None:
+            raise
+    header = header_from_json(store.get("header"), str(path))
+    content = map_file(path)
+    parts = {name: content[offset : offset + size] for name, (offset, size) in views.items()}
+    index = index_from_bytes(path, parts["table"], parts["ids"], parts["lookup"])
+    return StoreImage(path, "hdf5", header, None, index, {0: parts["records"]}, ONE_PART, 0)

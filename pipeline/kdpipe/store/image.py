@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -16,7 +18,7 @@ from kdpipe.store.index import Index
 from kdpipe.store.layout import COLUMNS
 from kdpipe.store.schema import StoreHeader
 
-__all__ = ["StoreImage", "index_from_bytes", "map_file", "sealed_json", "unsealed_json"]
+__all__ = ["StoreImage", "checked_json", "index_from_bytes", "map_file", "sealed_json"]
 
 CHECKSUM_FIELD = b'"checksum": "%08x"'
 
@@ -84,8 +86,13 @@ def sealed_json(text: bytes) -> bytes:
     return text.replace(blank, CHECKSUM_FIELD % google_crc32c.value(text), 1)
 
 
-def unsealed_json(text: bytes) -> bool:
-    """Whether the checksum in a sealed JSON text fits the rest of it."""
+def checked_json(text: bytes) -> dict[str, Any] | None:
+    """The object in a sealed JSON text; None when it is damaged or no object."""
     before, field, after = text.partition(b'"checksum": "')
-    blank = before + CHECKSUM_FIELD % 0 + after[9:]
-    return bool(field) and sealed_json(blank) == text
+    if not field or sealed_json(before + CHECKSUM_FIELD % 0 + after[9:]) != text:
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.errors import BusyOutputError, StoreDamageError, StoreFormatError
-from kdpipe.files import read_json, sync_folder, write_json
+from kdpipe.files import atomic_write_bytes, sync_folder
+from kdpipe.store.image import checked_json, sealed_json
 from kdpipe.store.layout import CHUNK_BYTES, COLUMN, COLUMNS
 from kdpipe.store.record import Record
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
@@ -38,11 +39,10 @@ __all__ = [
     "read_working_header",
     "record_digest",
     "shard_path",
+    "survey_ledger",
     "working_lock",
     "write_working_header",
 ]
-
-DIGEST_BYTES = 32
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Ledger:
     """All that the journals of a working folder acknowledge, in order of shard and commit.
 
     `rows` are rows of `table` (n, 12) without `id_end`; `shards` holds, by number, the bytes
-    acknowledged and their CRC-32C; `fidelity` sums of KL and rows by utterance; `torn` the
-    journals whose last line is not whole.
+    acknowledged and their CRC-32C; `fidelity` sums of KL and rows by utterance; `torn`
+    names journals that a killed writer left with half a line, `damaged` the bad lines otherwise.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -60,6 +60,7 @@ class Ledger:
     shards: dict[int, tuple[int, int]] = field(default_factory=dict)
     fidelity: dict[str, list[float]] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def journal_folder(working: Path) -> Path:
@@ -81,19 +82,25 @@ def record_digest(record: Record) -> bytes:
 
 def write_working_header(working: Path, header: StoreHeader, shard_bytes: int) -> None:
     """Record for every later writer and reader what is being written."""
-    content = {"header": header_to_json(header), "shard_bytes": shard_bytes}
-    write_json(journal_folder(working) / "header.json", content)
+    content = {
+        "checksum": "00000000",
+        "header": header_to_json(header),
+        "shard_bytes": shard_bytes,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False).encode()
+    atomic_write_bytes(journal_folder(working) / "header.json", sealed_json(text))
 
 
 def read_working_header(working: Path) -> tuple[StoreHeader, int]:
     """The header in use and the size of shards."""
-    content = read_json(journal_folder(working) / "header.json")
-    if not isinstance(content, dict) or set(content) != {"header", "shard_bytes"}:
-        raise StoreFormatError(working, "journal/header.json is no header", "Dump again")
-    shard_bytes = content["shard_bytes"]
+    text = (journal_folder(working) / "header.json").read_bytes()
+    content = checked_json(text)
+    if content is None:
+        raise StoreDamageError(working, "journal/header.json", "its checksum does not fit")
+    shard_bytes = content.get("shard_bytes")
     if not isinstance(shard_bytes, int) or not 0 < shard_bytes < 2**40 or shard_bytes % CHUNK_BYTES:
         raise StoreFormatError(working, f"shards of {shard_bytes!r:.40} bytes", "Dump again")
-    return header_from_json(content["header"], str(working)), shard_bytes
+    return header_from_json(content.get("header"), str(working)), shard_bytes
 
 
 @contextmanager
@@ -184,13 +191,18 @@ class Journal:
 def _claim(working: Path) -> tuple[int, int]:
     """Take the next free shard number: creating its journal succeeds for one process only."""
     folder = journal_folder(working)
-    number = max((int(path.stem) for path in folder.glob("*.jsonl")), default=-1) + 1
+    number = max((int(path.stem) for path in _journals(working)), default=-1) + 1
     while True:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             return number, os.open(folder / f"{number:06d}.jsonl", flags, 0o644)
         except FileExistsError:
             number += 1
+
+
+def _journals(working: Path) -> list[Path]:
+    found = journal_folder(working).glob("*.jsonl")
+    return sorted((path for path in found if path.stem.isdecimal()), key=lambda p: int(p.stem))
 
 
 def _write_all(handle: int, content: bytes, position: int) -> None:
@@ -210,47 +222,69 @@ def _text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def read_ledger(working: Path, strict: bool = True) -> Ledger:
-    """Read every journal of a working folder.
-
-    A last line that is not whole is what a killed writer leaves: it is noted and passed over. A
-    damaged line before it raises `StoreDamageError` (with `strict`), else ends that journal.
-    """
-    ledger = Ledger()
-    for path in sorted(journal_folder(working).glob("*.jsonl")):
-        _read_journal(path, ledger, strict)
+def read_ledger(working: Path) -> Ledger:
+    """Read every journal of a working folder; raises `StoreDamageError` for a damaged line."""
+    ledger = survey_ledger(working)
+    if ledger.damaged:
+        raise StoreDamageError(working, ", ".join(ledger.damaged), "damaged")
     return ledger
 
 
-def _read_journal(path: Path, ledger: Ledger, strict: bool) -> None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    for position, line in enumerate(lines):
+def survey_ledger(working: Path) -> Ledger:
+    """Read every journal of a working folder as far as it can be read.
+
+    Half a last line, which a killed writer leaves, counts for nothing; a damaged line ends the
+    good part of its journal.
+    """
+    ledger = Ledger()
+    for path in _journals(working):
+        _read_journal(path, ledger)
+    return ledger
+
+
+def _read_journal(path: Path, ledger: Ledger) -> None:
+    lines = path.read_bytes().split(b"\n")
+    unfinished = lines.pop()
+    for position, line in enumerate(lines, start=1):
         content = _parse_line(line)
-        if content is None:
-            if strict and position + 1 < len(lines):
-                problem = f"line {position + 1} is damaged"
-                raise StoreDamageError(path.parent.parent, f"journal/{path.name}", problem)
-            ledger.torn.append(path.name)
+        if content is None or not _enter(ledger, int(path.stem), content):
+            ledger.damaged.append(f"journal/{path.name} line {position}")
             return
-        if "end" in content:
-            _enter(ledger, int(path.stem), content)
+    if _parse_line(unfinished[:-1]) is not None:
+        ledger.damaged.append(f"journal/{path.name} line {len(lines) + 1}")
+    elif unfinished:
+        ledger.torn.append(f"journal/{path.name}")
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if checksum != b"%08x" % google_crc32c.value(text):
+    checksum, _, text = line.partition(b" ")
+    if not text or checksum != b"%08x" % google_crc32c.value(text):
         return None
-    content: dict[str, Any] = json.loads(text)
-    return content
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
-def _enter(ledger: Ledger, number: int, line: dict[str, Any]) -> None:
-    ledger.shards[number] = (line["end"], line["crc32c"])
-    ledger.ids.extend(line["ids"])
-    rows = np.frombuffer(base64.b64decode(line["rows"]), "<u4")
-    ledger.rows.append(rows.reshape(-1, len(COLUMNS)))
-    digests = base64.b64decode(line["digests"])
-    ledger.digests.extend(
-        digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)
-    )
-    ledger.fidelity.update(line["fidelity"])
+def _enter(ledger: Ledger, number: int, line: dict[str, Any]) -> bool:
+    """Take a commit over; False when it is no line that a writer writes."""
+    if "end" not in line:
+        return True
+    try:
+        rows = np.frombuffer(base64.b64decode(line["rows"]), "<u4").reshape(-1, len(COLUMNS))
+        joined = base64.b64decode(line["digests"])
+        digests = [joined[start : start + 32] for start in range(0, len(joined), 32)]
+        ids = [str(utterance) for utterance in line["ids"]]
+        fidelity = {str(key): [float(n) for n in sums] for key, sums in line["fidelity"].items()}
+        shard = (int(line["end"]), int(line["crc32c"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    if not len(ids) == len(rows) == len(digests) or any(len(s) != 4 for s in fidelity.values()):
+        return False
+    ledger.shards[number] = shard
+    ledger.ids.extend(ids)
+    ledger.rows.append(rows)
+    ledger.digests.extend(digests)
+    ledger.fidelity.update(fidelity)
+    return True

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from kdpipe.errors import InputNotFoundError
 from kdpipe.store.hdf5_backend import open_hdf5
 from kdpipe.store.image import StoreImage, map_file
-from kdpipe.store.index import Index, build_index
+from kdpipe.store.index import build_index
 from kdpipe.store.journal import Ledger, read_ledger, read_working_header, shard_path
 from kdpipe.store.layout import COLUMNS
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import open_zarr
 
-__all__ = ["ledger_rows", "open_image", "open_working", "working_image"]
+__all__ = ["image_of_ledger", "ledger_rows", "open_image", "open_working"]
 
 
 def open_image(path: Path) -> StoreImage:
@@ -34,23 +34,18 @@ def open_working(path: Path) -> StoreImage:
     """A store under construction as it stands; its index is built in memory."""
     working = working_folder(path)
     header, shard_bytes = read_working_header(working)
-    ledger = read_ledger(working)
-    index, _ = build_index(ledger.ids, ledger_rows(ledger))
-    return working_image(path, working, header, index, ledger, shard_bytes)
+    return image_of_ledger(path, working, header, read_ledger(working), shard_bytes)
 
 
-def working_image(
-    path: Path,
-    working: Path,
-    header: StoreHeader,
-    index: Index,
-    ledger: Ledger,
-    shard_bytes: int,
+def image_of_ledger(
+    path: Path, working: Path, header: StoreHeader, ledger: Ledger, shard_bytes: int
 ) -> StoreImage:
-    """The shards of a working folder as far as they are acknowledged, under a given index."""
+    """The shards of a working folder as far as `ledger` acknowledges them."""
+    index, _ = build_index(ledger.ids, ledger_rows(ledger))
     records = {
         number: map_file(shard_path(working, number))[:length]
         for number, (length, _) in ledger.shards.items()
+        if shard_path(working, number).is_file()
     }
     total = sum(length for length, _ in ledger.shards.values())
     return StoreImage(path, "zarr", header, None, index, records, shard_bytes, total)

@@ -220,7 +220,8 @@ def _decode_log_probs(
     if header.codec == "log8":
         return decode_log8(counts, codes, log_tail, header.step)
     log_probs = codes.astype(np.float32)
-    _require(bool((log_probs <= 1e-3).all()), "a log-probability that is NaN or above 0")
+    fits = np.isfinite(log_probs) & (log_probs <= 1e-3)
+    _require(bool(fits.all()), "a log-probability that is not finite or above 0")
     return log_probs
 
 

@@ -89,16 +89,26 @@ class StoreWriter:
         if targets.id in self._known:
             return False
         record = pack_record(targets, self.header)
+        sums = None if dense is None else self._divergence(record, dense)
+        return self.add_record(record, sums)
+
+    def add_record(self, record: Record, fidelity: list[float] | None = None) -> bool:
+        """Take a record of another store of the same codec as it is; otherwise like `add`.
+
+        `fidelity` holds the KL summed over frames, their number, and the same of tokens.
+        """
+        if record.id in self._known:
+            return False
         if len(record.content) > self._shard_bytes:
             raise StoreWriteError(
                 self.path,
-                f"targets of {targets.id} take {len(record.content)} bytes, a shard"
+                f"targets of {record.id} take {len(record.content)} bytes, a shard"
                 f" {self._shard_bytes}",
                 "Cut the utterance, lower --top-k, or begin the store with larger shards",
             )
-        if dense is not None:
-            self._fidelity[targets.id] = self._divergence(record, dense)
-        self._known.add(targets.id)
+        if fidelity is not None:
+            self._fidelity[record.id] = fidelity
+        self._known.add(record.id)
         self._pending.append(record)
         self._pending_bytes += len(record.content)
         if self._pending_bytes >= self.flush_bytes or self._waited() >= self.flush_seconds:
@@ -184,7 +194,6 @@ class StoreWriter:
         self._fidelity = {key: sums for key, sums in self._fidelity.items() if key not in ids}
 
     def _divergence(self, record: Record, dense: DensePosteriors) -> list[float]:
-        """KL summed over frames, number of frames, KL summed over tokens, number of tokens."""
         batch = decode_records([record], self.header)
         frames = kl_to_stored(dense[0], batch.frames.utterance(0))
         tokens = kl_to_stored(dense[1], batch.tokens.utterance(0))

@@ -16,15 +16,15 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from kdpipe.errors import StoreFormatError
+from kdpipe.errors import StoreDamageError, StoreFormatError
 from kdpipe.files import atomic_write_bytes, sync_folder
 from kdpipe.store.blocks import Block, place_records
 from kdpipe.store.image import (
     StoreImage,
+    checked_json,
     index_from_bytes,
     map_file,
     sealed_json,
-    unsealed_json,
 )
 from kdpipe.store.index import Index
 from kdpipe.store.journal import shard_path
@@ -42,6 +42,7 @@ __all__ = [
     "array_metadata",
     "open_zarr",
     "read_root",
+    "salvage_zarr",
     "seal_shards",
     "shard_index",
     "write_checked",
@@ -67,6 +68,9 @@ def seal_shards(working: Path, shards: Mapping[int, tuple[int, int]], shard_byte
     for number, (length, checksum) in sorted(shards.items()):
         ending = _shard_ending(length, shard_bytes)
         with shard_path(working, number).open("r+b") as handle:
+            if handle.seek(0, os.SEEK_END) < length:
+                part = f"records/c/{number}"
+                raise StoreDamageError(working, part, f"is cut short of {length} bytes")
             handle.truncate(length)
             handle.seek(length)
             handle.write(ending)
@@ -144,8 +148,18 @@ def write_zarr_metadata(
     files = dict(shards)
     count = max((int(name.rpartition("/")[2]) for name in shards), default=-1) + 1
     shape = (count * shard_bytes,)
-    records = array_metadata(shape, (shard_bytes,), np.dtype("u1"), inner=(CHUNK_BYTES,))
-    files["records/zarr.json"] = write_checked(folder / "records" / "zarr.json", _json(records))
+    copy = {
+        "checksum": "00000000",
+        "header": header_to_json(header),
+        "digest": digest,
+        "shard_bytes": shard_bytes,
+    }
+    records = {
+        **array_metadata(shape, (shard_bytes,), np.dtype("u1"), inner=(CHUNK_BYTES,)),
+        "attributes": {"kdpipe_store": copy},
+    }
+    text = sealed_json(_json(records))
+    files["records/zarr.json"] = write_checked(folder / "records" / "zarr.json", text)
     for name in ("table", "ids", "lookup"):
         files.update(write_plain(folder, name, getattr(index, name)))
     sync_folder(folder)
@@ -263,18 +277,42 @@ def _root_store(path: Path) -> dict[str, Any]:
         raise StoreFormatError(path, "no finished Zarr store", "Check the path")
     if root.stat().st_size > MAX_METADATA:
         raise StoreFormatError(root, "too large for a store's metadata", "Check the path")
-    text = root.read_bytes()
+    content = checked_json(root.read_bytes())
+    store = _attributes(content)
+    if store is not None:
+        return store
+    if (path / "table").is_dir() and (path / "ids").is_dir():
+        raise StoreDamageError(path, "zarr.json", "its checksum does not fit")
+    raise StoreFormatError(path, "zarr.json is no teacher store's", "Check the path")
+
+
+def _attributes(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    attributes = (metadata or {}).get("attributes")
+    store = attributes.get("kdpipe_store") if isinstance(attributes, dict) else None
+    return store if isinstance(store, dict) else None
+
+
+def salvage_zarr(path: Path) -> StoreImage:
+    """A mapped Zarr store as far as it can be read, unchecked: for repair.
+
+    The header may come from its copy in `records/zarr.json`; shards may be of any size. Raises
+    `StoreDamageError` when both headers or the index are beyond use.
+    """
     try:
-        store = json.loads(text)["attributes"]["kdpipe_store"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreFormatError(
-            path, "zarr.json is damaged or no teacher store's", "Copy the store again"
-        ) from error
-    if not unsealed_json(text) or not isinstance(store, dict):
-        raise StoreFormatError(
-            path, "zarr.json is damaged (its checksum does not fit)", "Copy the store again"
-        )
-    return store
+        store, header, _ = read_root(path)
+    except StoreDamageError:
+        copy = _attributes(checked_json((path / "records" / "zarr.json").read_bytes()))
+        if copy is None:
+            raise
+        store, header = copy, header_from_json(copy.get("header"), str(path))
+    try:
+        index = index_from_bytes(path, *(map_file(path / name) for name in INDEX_FILES))
+    except StoreFormatError as error:
+        raise StoreDamageError(path, "table", "is beyond repair") from error
+    shards = [entry for entry in (path / "records" / "c").iterdir() if entry.name.isdecimal()]
+    records = {int(entry.name): map_file(entry) for entry in shards}
+    stride = int(store["shard_bytes"])
+    return StoreImage(path, "zarr", header, None, index, records, stride, 0)
 
 
 def open_zarr(path: Path) -> StoreImage:

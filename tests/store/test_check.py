@@ -1,0 +1,272 @@
+"""Damage anywhere is found, named and mended; hostile stores end in one clear error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+from tests.store.contract import make_header, make_targets, write_targets
+
+from kdpipe.errors import KdpipeError, StoreDamageError, StoreFormatError
+from kdpipe.store import StoreWriter, finish, open_store, store_state
+from kdpipe.store.check import verify_store
+from kdpipe.store.convert import convert_store
+from kdpipe.store.image import sealed_json
+from kdpipe.store.record import Record, pack_record
+from kdpipe.store.repair import drop_utterances
+
+HEADER = make_header()
+COUNT = 24
+
+
+def make_store(path: Path, compact: bool = False) -> str:
+    write_targets(path, HEADER, range(COUNT), flush_bytes=2000)
+    digest = finish(path)
+    if compact:
+        path.rename(path.with_name("source.zarr"))
+        convert_store(path.with_name("source.zarr"), path, compact=True, level=1)
+    return digest
+
+
+def all_files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def flip(path: Path, position: int, bit: int) -> None:
+    with path.open("r+b") as handle:
+        handle.seek(position)
+        byte = handle.read(1)[0]
+        handle.seek(position)
+        handle.write(bytes([byte ^ (1 << bit)]))
+
+
+def flip_everywhere(path: Path, count: int, check: Callable[[Path], None]) -> None:
+    """Flip random bits of random files, one at a time, each file as likely as another."""
+    random = np.random.default_rng(0)
+    files = all_files(path)
+    for number in range(count):
+        victim = files[number % len(files)]
+        position, bit = int(random.integers(victim.stat().st_size)), int(random.integers(8))
+        flip(victim, position, bit)
+        check(victim)
+        flip(victim, position, bit)
+
+
+@pytest.mark.parametrize(
+    ("name", "compact"), [("s.zarr", False), ("s.h5", False), ("s.zarr", True)]
+)
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, name: str, compact: bool) -> None:
+    path = tmp_path / name
+    make_store(path, compact)
+    assert verify_store(path).sound
+
+    def check(victim: Path) -> None:
+        try:
+            assert not verify_store(path).sound, victim
+        except StoreFormatError as error:
+            pytest.fail(f"{victim} taken for no store: {error}")
+
+    flip_everywhere(path, 60, check)
+    assert verify_store(path).sound
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_damage_names_the_part_and_the_utterance(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    make_store(path)
+    shard = path / "records/c/0" if name == "s.zarr" else path
+    needle = np.asarray(make_targets(5, HEADER).nbest[0].joint, "<f4").tobytes()
+    flip(shard, shard.read_bytes().index(needle), 3)
+    report = verify_store(path)
+    assert report.damaged_ids == ("utt-00005",)
+    assert [f.part for f in report.findings] == ["records/c/0" if name == "s.zarr" else "records"]
+    with pytest.raises(StoreDamageError, match="utt-00005"):
+        open_store(path)["utt-00005"]
+    assert open_store(path)["utt-00004"].id == "utt-00004"
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_truncation_is_found(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    make_store(path)
+    for victim in all_files(path):
+        content = victim.read_bytes()
+        for size in (0, len(content) // 2, len(content) - 1):
+            victim.write_bytes(content[:size])
+            try:
+                assert not verify_store(path).sound
+            except StoreFormatError:
+                assert size == 0 or name == "s.h5"
+        victim.write_bytes(content)
+    assert verify_store(path).sound
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_dropping_what_is_damaged_and_dumping_it_again(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    digest = make_store(path)
+
+    def mend(victim: Path) -> None:
+        shutil.copytree(tmp_path, copy, dirs_exist_ok=True)
+        damaged = verify_store(copy / name).damaged_ids
+        dropped = drop_utterances(copy / name, ["utt-00002"])
+        assert "utt-00002" in dropped
+        assert len(dropped) <= len(damaged) + 3
+        assert store_state(copy / name) == "partial"
+        with StoreWriter(copy / name, HEADER) as writer:
+            for seed in range(COUNT):
+                writer.add(make_targets(seed, HEADER))
+        assert finish(copy / name) == digest
+        assert verify_store(copy / name).sound
+        shutil.rmtree(copy)
+
+    copy = tmp_path.with_name(f"{tmp_path.name}-copy")
+    flip_everywhere(path, 8, mend)
+
+
+def test_a_store_under_construction_is_verified_and_mended(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_targets(path, HEADER, range(COUNT), flush_bytes=2000)
+    whole = tmp_path / "whole.zarr"
+    write_targets(whole, HEADER, range(COUNT))
+    digest = finish(whole)
+    assert verify_store(path).state == "partial"
+    assert verify_store(path).sound
+    journal = path / "journal/000000.jsonl"
+    content = journal.read_bytes()
+    second = content.index(b"\n", content.index(b"\n") + 1)
+    for position in (second - 10, len(content) - 1):
+        shutil.copytree(path, tmp_path / "copy.zarr")
+        flip(tmp_path / "copy.zarr/journal/000000.jsonl", position, 0)
+        report = verify_store(tmp_path / "copy.zarr")
+        assert "journal/000000.jsonl line" in report.findings[0].part
+        with pytest.raises(StoreDamageError, match="journal"):
+            StoreWriter(tmp_path / "copy.zarr", HEADER)
+        drop_utterances(tmp_path / "copy.zarr")
+        write_targets(tmp_path / "copy.zarr", HEADER, range(COUNT))
+        assert finish(tmp_path / "copy.zarr") == digest
+        shutil.rmtree(tmp_path / "copy.zarr")
+    flip(path / "records/c/0", 300, 1)
+    assert len(verify_store(path).damaged_ids) == 1
+
+
+def test_half_a_line_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_targets(path, HEADER, range(COUNT), flush_bytes=2000)
+    journal = path / "journal/000000.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-100])
+    report = verify_store(path)
+    assert report.sound
+    assert len(report.notes) == 1
+    assert report.utterances < COUNT
+    write_targets(path, HEADER, range(COUNT))
+    finish(path)
+    assert len(open_store(path)) == COUNT
+
+
+def rewrite_root(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """Change the root metadata and seal it again, as a hostile hand would."""
+    root = json.loads((path / "zarr.json").read_text())
+    store = root["attributes"]["kdpipe_store"]
+    store["checksum"] = "00000000"
+    change(store)
+    (path / "zarr.json").write_bytes(sealed_json(json.dumps(root, indent=1).encode()))
+
+
+def rewrite_table(path: Path, column: int, value: int) -> None:
+    """Change one column of the whole table and fit the checksum to it."""
+    table = np.fromfile(path / "table/c/0/0", "<u4").reshape(-1, 12)
+    table[:, column] = value
+    (path / "table/c/0/0").write_bytes(table.tobytes())
+
+    def reseal(store: dict[str, object]) -> None:
+        files = store["files"]
+        assert isinstance(files, dict)
+        files["table/c/0/0"][1] = google_crc32c.value(table.tobytes())
+
+    rewrite_root(path, reseal)
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**16, 2**32 - 1])
+@pytest.mark.parametrize("column", range(12))
+def test_lengths_and_offsets_that_lie(tmp_path: Path, column: int, value: int) -> None:
+    path = tmp_path / "s.zarr"
+    make_store(path)
+    rewrite_table(path, column, value)
+    if (column, value) == (1, 0):
+        assert verify_store(path).sound
+        return
+    report = verify_store(path)
+    lied = (column, value) not in {(9, 0)}
+    assert report.sound != lied
+    if lied:
+        with pytest.raises(KdpipeError):
+            open_store(path).read_batch([make_targets(s, HEADER).id for s in range(COUNT)])
+
+
+@pytest.mark.parametrize("codec", ["log8", "fp16"])
+def test_records_that_lie_with_checksums_that_fit(tmp_path: Path, codec: str) -> None:
+    """Whatever the bytes: a clear error, or targets within the vocabulary; never a crash."""
+    header = make_header(codec=codec)
+    random = np.random.default_rng(0)
+    path = tmp_path / "s.zarr"
+    with StoreWriter(path, header) as writer:
+        for seed in range(150):
+            honest = pack_record(make_targets(seed, header), header)
+            lengths, content = list(honest.lengths), bytearray(honest.content)
+            if seed % 2:
+                place = int(random.integers(len(lengths)))
+                lengths[place] = max(0, lengths[place] + int(random.integers(-3, 4)))
+            for _ in range(seed % 5):
+                content[random.integers(len(content))] = random.integers(256)
+            writer.add_record(Record(honest.id, tuple(lengths), bytes(content)))
+    finish(path)
+    store, refused = open_store(path), verify_store(path).damaged_ids
+    assert 30 < len(refused) < len(store)
+    for utterance in refused:
+        with pytest.raises(StoreDamageError, match=utterance):
+            store[utterance]
+    for utterance in set(store) - set(refused):
+        targets = store[utterance]
+        assert np.isfinite(targets.frames.log_probs).all()
+        assert targets.frames.ids.max(initial=0) < header.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store: store["header"].update(format_version=2),
+        lambda store: store["header"].update(top_k="many"),
+        lambda store: store["header"].update(step=float("nan")),
+        lambda store: store.pop("files"),
+        lambda store: store["files"].update({"../../etc/passwd": [1, 1]}),
+        lambda store: store["files"].update({"table/c/0/0": [2**60, 0]}),
+        lambda store: store.update(shard_bytes=0),
+        lambda store: store.update(shard_bytes=-5),
+        lambda store: store.update(profile="odd"),
+        lambda store: store.update(utterances="x"),
+        lambda store: store.update(digest=None),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, change: Callable[[dict[str, object]], None]) -> None:
+    path = tmp_path / "s.zarr"
+    make_store(path)
+    rewrite_root(path, change)
+    with pytest.raises((StoreFormatError, StoreDamageError)):
+        open_store(path)
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(600))
+    (tmp_path / "b.zarr").mkdir()
+    (tmp_path / "b.zarr/zarr.json").write_text('{"zarr_format": 3, "attributes": {}}')
+    (tmp_path / "c.zarr").mkdir()
+    (tmp_path / "c.zarr/zarr.json").write_text("[" * 100_000)
+    for name in ("a.h5", "b.zarr", "c.zarr", "absent.zarr"):
+        with pytest.raises(StoreFormatError):
+            verify_store(tmp_path / name)
