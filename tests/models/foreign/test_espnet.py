@@ -1,0 +1,333 @@
+"""Reading ESPnet2 files of our own making: forms, refusals, and files that mean harm."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from kdpipe.errors import ConfigError, InputNotFoundError, KdpipeError, ModelFormatError
+from kdpipe.features.espnet_filterbank import EspnetFilterbank, espnet_log_mel, utterance_mvn
+from kdpipe.models.config import ModelConfig
+from kdpipe.models.foreign import read_espnet
+from kdpipe.models.foreign.espnet_config import read_settings
+from kdpipe.models.recognition import build_model
+
+TOKENS = ["<blank>", "<unk>", "<space>", "A", "B", "<sos/eos>"]
+
+
+def base_config(**changes: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "token_list": TOKENS,
+        "token_type": "char",
+        "frontend": "default",
+        "frontend_conf": {"n_fft": 512, "hop_length": 160, "n_mels": 20},
+        "normalize": "global_mvn",
+        "normalize_conf": {"stats_file": "exp/stats/train/feats_stats.npz"},
+        "encoder": "conformer",
+        "encoder_conf": {
+            "output_size": 16,
+            "attention_heads": 2,
+            "linear_units": 32,
+            "num_blocks": 1,
+            "macaron_style": True,
+            "rel_pos_type": "latest",
+            "cnn_module_kernel": 7,
+        },
+        "decoder": "transformer",
+        "decoder_conf": {"attention_heads": 4, "linear_units": 24, "num_blocks": 1},
+        "model_conf": {"ctc_weight": 0.3},
+    }
+    for key, value in changes.items():
+        merged = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+        config[key] = merged
+    return config
+
+
+def weights_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(build_model(read_settings(config, "config").model).state_dict())
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def statistics() -> bytes:
+    buffer = io.BytesIO()
+    frames = np.random.default_rng(0).normal(3.0, 2.0, (500, 20))
+    np.savez(buffer, count=500, sum=frames.sum(0), sum_square=np.square(frames).sum(0))
+    return buffer.getvalue()
+
+
+def experiment(folder: Path, config: dict[str, Any], **files: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    content = {"valid.acc.ave.pth": saved(weights_of(config)), "feats_stats.npz": statistics()}
+    for name, data in {**content, **files}.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def packed(path: Path, config: dict[str, Any], meta: dict[str, Any] | None = None) -> Path:
+    names = {
+        "files": {"asr_model_file": "exp/asr_one/valid.acc.ave_10best.pth"},
+        "yaml_files": {"asr_train_config": "exp/asr_one/config.yaml"},
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("meta.yaml", yaml.safe_dump(names if meta is None else meta))
+        archive.writestr("exp/asr_one/config.yaml", yaml.safe_dump(config))
+        archive.writestr("exp/asr_one/valid.acc.ave_10best.pth", saved(weights_of(config)))
+        archive.writestr("exp/stats/train/feats_stats.npz", statistics())
+        archive.writestr("data/token_list/bpe.model", b"pieces")
+    return path
+
+
+def test_folder_zip_and_unpacked_zip_give_the_same_model(tmp_path: Path) -> None:
+    config = base_config()
+    folder = read_espnet(experiment(tmp_path / "asr_one", config))
+    archive = packed(tmp_path / "asr.zip", config)
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "snapshot")
+    features = torch.randn(1, 50, 20)
+    outputs = []
+    for foreign in (folder, read_espnet(archive), read_espnet(tmp_path / "snapshot")):
+        assert foreign.name == "asr_one"
+        assert foreign.mean is not None
+        assert abs(float(foreign.mean.mean()) - 3.0) < 0.2
+        with torch.inference_mode():
+            outputs.append(foreign.model.encode(features, torch.tensor([50])).hidden)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_statistics_saved_with_the_weights_come_first(tmp_path: Path) -> None:
+    config = base_config()
+    more = {"normalize.mean": torch.full((20,), 7.0), "normalize.std": torch.full((20,), 2.0)}
+    folder = experiment(
+        tmp_path / "e", config, **{"valid.acc.ave.pth": saved({**weights_of(config), **more})}
+    )
+    foreign = read_espnet(folder)
+    assert foreign.normalise(torch.full((3, 20), 9.0)).eq(1.0).all()
+
+
+def test_bpe_model_is_found_beside_and_from_the_recipe(tmp_path: Path) -> None:
+    config = base_config(token_type="bpe", bpemodel="data/token_list/bpe.model")
+    assert read_espnet(packed(tmp_path / "asr.zip", config)).bpe_model == b"pieces"
+    folder = experiment(tmp_path / "egs" / "exp" / "asr_one", config)
+    with pytest.raises(ModelFormatError, match=r"bpe\.model"):
+        read_espnet(folder)
+    (tmp_path / "egs" / "data" / "token_list").mkdir(parents=True)
+    (tmp_path / "egs" / "data" / "token_list" / "bpe.model").write_bytes(b"recipe")
+    assert read_espnet(folder).bpe_model == b"recipe"
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"rel_pos_type": "legacy"}, {"positions": "relative-legacy"}),
+        (
+            {"pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn"},
+            {"positions": "absolute"},
+        ),
+        ({"macaron_style": False, "use_cnn_module": False}, {"macaron": False}),
+    ],
+)
+def test_conformer_variants(given: dict[str, Any], fields: dict[str, Any]) -> None:
+    model = read_settings(base_config(encoder_conf=given), "config").model
+    assert all(getattr(model, name) == value for name, value in fields.items())
+
+
+def test_conformers_older_than_the_key_have_legacy_positions() -> None:
+    config = base_config()
+    del config["encoder_conf"]["rel_pos_type"]
+    assert read_settings(config, "config").model.positions == "relative-legacy"
+
+
+def test_given_features_and_no_normalisation() -> None:
+    config = base_config(frontend=None, normalize=None, input_size=83)
+    settings = read_settings(config, "config")
+    assert settings.frontend is None
+    assert settings.model.feature_dim == 83
+    assert settings.normalisation == "none"
+
+
+def test_front_end_defaults_are_the_toolkits() -> None:
+    config = base_config()
+    del config["frontend_conf"]
+    assert read_settings(config, "config").frontend == EspnetFilterbank(512, 512, 128, 80)
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("encoder", {"encoder": "e_branchformer"}),
+    ("encoder", {"encoder": "contextual_block_conformer"}),
+    ("decoder", {"decoder": "transducer"}),
+    ("decoder", {"decoder": "rnn"}),
+    ("model", {"model": "pit_espnet"}),
+    ("frontend", {"frontend": "s3prl"}),
+    ("preencoder", {"preencoder": "sinc"}),
+    ("postencoder", {"postencoder": "hugging_face_transformers"}),
+    ("input_size", {"frontend": None}),
+    ("frontend_conf.fs", {"frontend_conf": {"fs": "8k"}}),
+    ("frontend_conf.htk", {"frontend_conf": {"htk": True}}),
+    (
+        "frontend_conf.frontend_conf.use_wpe",
+        {"frontend_conf": {"frontend_conf": {"use_wpe": True}}},
+    ),
+    ("encoder_conf.input_layer", {"encoder_conf": {"input_layer": "conv2d6"}}),
+    (
+        "encoder_conf.interctc_use_conditioning",
+        {"encoder_conf": {"interctc_use_conditioning": True}},
+    ),
+    ("encoder_conf.normalize_before", {"encoder_conf": {"normalize_before": 1}}),
+    ("encoder_conf.activation_type", {"encoder_conf": {"activation_type": "gelu"}}),
+    ("encoder_conf.output_size", {"encoder_conf": {"output_size": "16"}}),
+    ("encoder_conf.block_size", {"encoder_conf": {"block_size": 40}}),
+    ("encoder_conf.selfattention_layer_type", {"encoder_conf": {"pos_enc_layer_type": "abs_pos"}}),
+    ("decoder_conf.concat_after", {"decoder_conf": {"concat_after": True}}),
+    (
+        "normalize_conf.norm_means",
+        {"normalize": "utterance_mvn", "normalize_conf": {"norm_means": 0}},
+    ),
+    ("model_conf.ctc_weight", {"model_conf": {"ctc_weight": 1.0}}),
+    ("model_conf.ctc_weight", {"model_conf": {"ctc_weight": 0.0}}),
+    ("model_conf.lang_token_id", {"model_conf": {"lang_token_id": 5}}),
+    ("joint_net_conf", {"joint_net_conf": {"joint_space_size": 3}}),
+    ("token_list", {"token_list": None}),
+    ("token_list[1]", {"token_list": ["<blank>", "A", "B", "<sos/eos>"]}),
+    ("token_list[2]", {"token_list": ["<blank>", "<unk>", "<eos>"]}),
+    ("token_type", {"token_type": "hugging_face"}),
+]
+
+
+@pytest.mark.parametrize(("key", "changes"), REFUSED, ids=[key for key, _ in REFUSED])
+def test_what_is_not_supported_is_refused_by_key_and_value(
+    key: str, changes: dict[str, Any]
+) -> None:
+    config = base_config(**changes)
+    if changes.get("normalize") == "utterance_mvn":
+        del config["normalize_conf"]["stats_file"]
+    with pytest.raises(ConfigError) as caught:
+        read_settings(config, "config.yaml")
+    assert caught.value.key == key
+    assert repr(caught.value.value) in str(caught.value)
+
+
+class Evil:
+    """Unpickled, this would touch a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (Path.touch, (self.marker,))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    config = base_config()
+    for content in (saved({"encoder.x": Evil(marker)}), pickle.dumps(Evil(marker))):
+        folder = experiment(tmp_path / "e", config, **{"valid.acc.ave.pth": content})
+        with pytest.raises(ModelFormatError, match=r"valid\.acc\.ave\.pth"):
+            read_espnet(folder)
+    assert not marker.exists()
+    assert pickle.loads(pickle.dumps(Evil(marker))) is None
+    assert marker.exists(), "the attack itself must work, or this test shows nothing"
+
+
+def test_a_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    folder = experiment(tmp_path / "e", base_config())
+    attack = f"token_list: !!python/object/apply:os.system ['touch {marker}']\n"
+    (folder / "config.yaml").write_text(attack, encoding="utf-8")
+    with pytest.raises(ModelFormatError, match=r"config\.yaml"):
+        read_espnet(folder)
+    assert not marker.exists()
+
+
+def test_arrays_that_would_run_code_are_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    buffer = io.BytesIO()
+    np.savez(buffer, count=np.array([Evil(marker)], dtype=object))
+    folder = experiment(tmp_path / "e", base_config(), **{"feats_stats.npz": buffer.getvalue()})
+    with pytest.raises(ModelFormatError, match=r"feats_stats\.npz"):
+        read_espnet(folder)
+    assert not marker.exists()
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFoundError):
+        read_espnet(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelFormatError, match="no weights"):
+        read_espnet(tmp_path / "empty")
+    (tmp_path / "broken.zip").write_bytes(b"PK no zip")
+    with pytest.raises(ModelFormatError, match="not a zip"):
+        read_espnet(tmp_path / "broken.zip")
+    folder = experiment(tmp_path / "e", base_config(), **{"valid.acc.ave.pth": b"cut off"})
+    with pytest.raises(ModelFormatError, match="no plain weights"):
+        read_espnet(folder)
+    (folder / "feats_stats.npz").unlink()
+    (folder / "valid.acc.ave.pth").write_bytes(saved(weights_of(base_config())))
+    with pytest.raises(ModelFormatError, match="feats_stats"):
+        read_espnet(folder)
+    with pytest.raises(ModelFormatError, match="asr_train_config"):
+        read_espnet(packed(tmp_path / "lm.zip", base_config(), {"files": {}}))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    config = base_config()
+    other = weights_of(base_config(encoder_conf={"linear_units": 8}))
+    folder = experiment(tmp_path / "e", config, **{"valid.acc.ave.pth": saved(other)})
+    with pytest.raises(ModelFormatError, match="does not fit"):
+        read_espnet(folder)
+    more = {**weights_of(config), "joint_network.lin.weight": torch.zeros(1)}
+    folder = experiment(tmp_path / "e", config, **{"valid.acc.ave.pth": saved(more)})
+    with pytest.raises(ModelFormatError, match="joint_network"):
+        read_espnet(folder)
+
+
+def test_choice_among_several_weights(tmp_path: Path) -> None:
+    config = base_config()
+    content = saved(weights_of(config))
+    others = {"valid.acc.ave_10best.pth": content, "3epoch.pth": b"", "checkpoint.pth": b""}
+    folder = experiment(tmp_path / "e", config, **others)
+    assert read_espnet(folder).name == "e"
+    (folder / "valid.acc.ave.pth").unlink()
+    assert read_espnet(folder).name == "e"
+    (folder / "valid.acc.ave_5best.pth").write_bytes(content)
+    with pytest.raises(KdpipeError, match="several weights"):
+        read_espnet(folder)
+
+
+def test_model_config_errors_name_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="heads"):
+        read_settings(base_config(encoder_conf={"attention_heads": 3}), "config")
+
+
+def test_short_and_constant_inputs_to_the_front_end() -> None:
+    assert espnet_log_mel(torch.zeros(0)).shape == (0, 80)
+    assert espnet_log_mel(torch.zeros(256)).shape == (0, 80)
+    silent = espnet_log_mel(torch.zeros(257))
+    assert silent.shape == (2, 80)
+    assert torch.allclose(silent, torch.tensor(1e-10).log())
+    assert not utterance_mvn(silent, variance=True).any()
+    assert utterance_mvn(torch.zeros(0, 80)).shape == (0, 80)
+    scaled = utterance_mvn(torch.randn(50, 3) * 4 + 1, variance=True)
+    assert torch.allclose(scaled.square().mean(0), torch.ones(3), atol=1e-5)
+
+
+def test_decoder_may_have_a_shape_of_its_own() -> None:
+    model = read_settings(base_config(), "config").model
+    assert isinstance(model, ModelConfig)
+    assert (model.heads, model.decoder_heads) == (2, 4)
+    assert (model.inner, model.decoder_inner) == (32, 24)
