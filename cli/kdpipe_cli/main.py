@@ -53,7 +53,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line: known errors are one or two lines, exit code 1."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -63,3 +63,5 @@ def main() -> None:
     except KdpipeError as error:
         click.echo(f"Error: {error.message}.\n{error.remedy}.", err=True)
         sys.exit(1)
+    # Without standalone mode click returns the code of ctx.exit() instead of exiting with it.
+    sys.exit(code if isinstance(code, int) else 0)

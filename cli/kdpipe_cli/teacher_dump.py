@@ -86,11 +86,10 @@ def command(
 
     torch.manual_seed(seed)
     index, count = _shard(shard)
-    settings = DumpSettings(top_k, min_prob, codec, nbest, beam, ctc_weight)
+    settings = DumpSettings(top_k, min_prob, codec, nbest, beam, ctc_weight, batch_frames)
     complete = teacher_dump(
-        data, split, teacher, out, settings, Shard(index, count), device, batch_frames,
-        licence=licence,
-    )  # fmt: skip
+        data, split, teacher, out, settings, Shard(index, count), device, licence=licence
+    )
     state = "complete" if complete else "this shard is done; others are still to come"
     click.echo(f"{out}: {state}")
 

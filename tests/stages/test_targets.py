@@ -27,7 +27,7 @@ from kdpipe.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 # Every class kept, in single precision: the store then holds the whole distribution.
-EXACT = DumpSettings(top_k=100, min_prob=0.0, codec="fp32", nbest=4, beam=4)
+EXACT = DumpSettings(top_k=100, min_prob=0.0, codec="fp32", nbest=4, beam=4, batch_frames=2000)
 
 
 def save_random_model(prepared: PreparedData, out: Path, kind: str, seed: int = 0) -> Path:
@@ -56,7 +56,7 @@ def exact_store(
     tiny_data: PreparedData, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("stores") / "exact.zarr"
-    assert teacher_dump(tiny_data.folder, "train", teacher, out, EXACT, Shard(), "cpu", 2000)
+    assert teacher_dump(tiny_data.folder, "train", teacher, out, EXACT, Shard(), "cpu")
     return out
 
 
@@ -78,9 +78,7 @@ def test_a_compact_store_gives_nearly_the_same_gradient(
     tiny_data: PreparedData, teacher: Path, tmp_path: Path, codec: str, limit: float
 ) -> None:
     settings = replace(EXACT, codec=codec, top_k=8, min_prob=1e-3)
-    teacher_dump(
-        tiny_data.folder, "train", teacher, tmp_path / "s.zarr", settings, Shard(), "cpu", 2000
-    )
+    teacher_dump(tiny_data.folder, "train", teacher, tmp_path / "s.zarr", settings, Shard(), "cpu")
     cached = cached_targets(open_store(tmp_path / "s.zarr"), 4, CPU)
     online = online_targets(load_model(teacher).model, nbest=4, beam=4)
     (_, ours), (_, theirs) = (_losses_and_gradient(tiny_data, s) for s in (cached, online))
@@ -144,7 +142,7 @@ def test_another_teacher_of_the_same_tokenizer_is_welcome(
     tiny_data: PreparedData, tmp_path: Path
 ) -> None:
     other = save_random_model(tiny_data, tmp_path / "other", "ar", seed=9)
-    teacher_dump(tiny_data.folder, "train", other, tmp_path / "o.h5", EXACT, Shard(), "cpu", 2000)
+    teacher_dump(tiny_data.folder, "train", other, tmp_path / "o.h5", EXACT, Shard(), "cpu")
     tokenizer = Tokenizer.load(tiny_data.tokenizer)
     _, lineage = open_targets(str(tmp_path / "o.h5"), tiny_data, tokenizer, 4, CPU, False)
     assert [entry.teacher_name for entry in lineage] == ["other"]
@@ -153,7 +151,7 @@ def test_another_teacher_of_the_same_tokenizer_is_welcome(
 def test_a_store_that_lacks_utterances_is_refused_before_training(
     tiny_data: PreparedData, teacher: Path, tmp_path: Path
 ) -> None:
-    teacher_dump(tiny_data.folder, "dev", teacher, tmp_path / "d.zarr", EXACT, Shard(), "cpu", 2000)
+    teacher_dump(tiny_data.folder, "dev", teacher, tmp_path / "d.zarr", EXACT, Shard(), "cpu")
     with pytest.raises(MismatchError, match="lacks 24"):
         train_student(
             tiny_data.folder, tiny_recipe(), tmp_path / "out", str(tmp_path / "d.zarr"), 0, "cpu"
@@ -165,11 +163,11 @@ def test_a_store_under_construction_needs_leave(
     tiny_data: PreparedData, teacher: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "p.zarr"
-    done = teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(0, 2), "cpu", 2000)
+    done = teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(0, 2), "cpu")
     assert not done
     with pytest.raises(StoreIncompleteError):
         train_student(tiny_data.folder, tiny_recipe(), tmp_path / "out", str(store), 0, "cpu")
-    assert teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(1, 2), "cpu", 2000)
+    assert teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(1, 2), "cpu")
     assert len(open_store(store)) == 24
 
 
@@ -178,7 +176,7 @@ def test_shards_and_one_writer_give_the_same_content(
 ) -> None:
     store = tmp_path / "sharded.h5"
     for index in (2, 0, 1):
-        teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(index, 3), "cpu", 2000)
+        teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(index, 3), "cpu")
     assert open_store(store).digest == open_store(exact_store).digest
 
 
@@ -188,16 +186,14 @@ def test_a_complete_store_of_other_settings_is_not_overwritten(
     with pytest.raises(OutputConflictError, match="top_k"):
         teacher_dump(
             tiny_data.folder, "train", teacher, exact_store, replace(EXACT, top_k=2), Shard(),
-            "cpu", 2000,
+            "cpu",
         )  # fmt: skip
 
 
 def test_a_student_is_no_teacher(tiny_data: PreparedData, tmp_path: Path) -> None:
     student = save_random_model(tiny_data, tmp_path / "student", "mask-ctc")
     with pytest.raises(ConfigError, match="not an autoregressive teacher"):
-        teacher_dump(
-            tiny_data.folder, "train", student, tmp_path / "x.zarr", EXACT, Shard(), "cpu", 2000
-        )
+        teacher_dump(tiny_data.folder, "train", student, tmp_path / "x.zarr", EXACT, Shard(), "cpu")
 
 
 def test_time_warp_and_cached_frames_do_not_mix(

@@ -66,7 +66,7 @@ def decode_split(
             split,
             references,
             seconds,
-            prepared.rejected_count(split),
+            sum(chosen.summary["rejected"].values()),
             bundle,
             settings,
             runtime,

@@ -68,9 +68,7 @@ def run_demo(
     train_teacher(out / "data", recipe, out / "teacher", seed, device)
     say("4/6 running the teacher once over the training speech")
     store = out / "train.zarr"
-    teacher_dump(
-        out / "data", "train", out / "teacher", store, DumpSettings(), Shard(), device, 16_000
-    )
+    teacher_dump(out / "data", "train", out / "teacher", store, DumpSettings(), Shard(), device)
     for name, distilled in STUDENTS.items():
         say(f"5/6 training the student: {name}")
         targets = str(store) if distilled else None
@@ -123,3 +121,33 @@ def _write_results(out: Path, rows: list[DemoRow], seconds: float) -> None:
         "store": store_info(out / "train.zarr"),
     }
     write_json(path, content)
+
+
+def demo_table(rows: list[DemoRow], out: Path) -> str:
+    """The table for people: errors on the test split, and where to look next."""
+    head = (
+        f"{'model':<10}{'params':>10}{'train s':>9}{'CER %':>8}{'WER %':>8}{'95% interval':>15}"
+        f"{'I+D %':>8}{'RTF':>8}"
+    )
+    store = store_info(out / "train.zarr")
+    return "\n".join(
+        [
+            head,
+            *(_table_line(row) for row in rows),
+            f"teacher store: {store['bytes'] / 1e6:.2f} MB, {store['mb_per_hour']:.2f} MB per hour"
+            f" of speech, {store['utterances']} utterances",
+            f"Look next: {out}/results.json, {out}/decode/fs-kd-test/hyp.jsonl,"
+            f" kdpipe store info {out}/train.zarr",
+        ]
+    )
+
+
+def _table_line(row: DemoRow) -> str:
+    cer, wer = row.test.cer, row.test.wer
+    assert cer is not None
+    assert wer is not None
+    interval = f"{100 * wer.ci95[0]:.1f} - {100 * wer.ci95[1]:.1f}"
+    return (
+        f"{row.name:<10}{row.params:>10}{row.train_seconds:>9.0f}{100 * cer.rate:>8.2f}"
+        f"{100 * wer.rate:>8.2f}{interval:>15}{100 * wer.ins_del_rate:>8.2f}{row.test.rtf:>8.4f}"
+    )

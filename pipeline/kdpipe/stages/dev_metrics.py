@@ -10,7 +10,7 @@ from kdpipe.batching import batch_loader, sorted_batches
 from kdpipe.features.cmvn import Cmvn
 from kdpipe.features.prepared import PreparedSplit
 from kdpipe.models import RecognitionModel
-from kdpipe.scoring import score_pairs
+from kdpipe.scoring import score_pairs, uses_spaces
 from kdpipe.search.ctc_greedy import ctc_greedy
 from kdpipe.text.tokenizer import Tokenizer
 
@@ -29,6 +29,8 @@ def dev_scorer(
     batches = sorted_batches(split.frame_counts.tolist(), batch_frames, 512)
     references = {u.id: u.text for u in split.utterances if u.text}
 
+    spaces = uses_spaces(references.values())
+
     def score() -> Mapping[str, float]:
         model.eval()
         texts: dict[str, str] = {}
@@ -41,7 +43,9 @@ def dev_scorer(
                     i: tokenizer.decode(h.tokens) for i, h in zip(batch.ids, found, strict=True)
                 }
         hypotheses = {identifier: texts[identifier] for identifier in references}
-        units = {"cer": "char", "wer": "word"}
-        return {k: score_pairs(references, hypotheses, unit=u).rate for k, u in units.items()}
+        return {
+            "cer": score_pairs(references, hypotheses, "char", spaces).rate,
+            "wer": score_pairs(references, hypotheses, "word").rate,
+        }
 
     return score

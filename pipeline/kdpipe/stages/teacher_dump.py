@@ -47,7 +47,11 @@ FEATURE_SHIFT_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class DumpSettings:
-    """What is kept of the teacher's posteriors, and how its N-best is searched."""
+    """What is kept of the teacher's posteriors, and how its N-best is searched.
+
+    `batch_frames` (10 ms feature frames, padding included) the teacher sees at once; it decides
+    the last bits of every score, so resuming with another one is refused.
+    """
 
     top_k: int = 32
     min_prob: float = 1e-3
@@ -55,11 +59,16 @@ class DumpSettings:
     nbest: int = 10
     beam: int = 10
     ctc_weight: float = 0.3
+    batch_frames: int = 16_000
 
 
 @dataclass(frozen=True)
 class Shard:
-    """This process's part of the work: utterances whose number is `index` modulo `count`."""
+    """This process's part of the work: batches whose number is `index` modulo `count`.
+
+    The cut into batches depends on the split alone, and a batch that is broken off is computed
+    again as a whole: so shards, kills and resumes change no bit of what is stored.
+    """
 
     index: int = 0
     count: int = 1
@@ -73,7 +82,6 @@ def teacher_dump(
     settings: DumpSettings,
     shard: Shard,
     device: str,
-    batch_frames: int,
     fidelity_sample: int = 100,
     licence: str = "",
 ) -> bool:
@@ -93,10 +101,10 @@ def teacher_dump(
         return _check_complete(out, header)
     ids = list(chosen.ids)
     with StoreWriter(out, header, writer=f"{shard.index}of{shard.count}") as writer:
-        done = writer.done_ids()
-        todo = [i for i in range(shard.index, len(ids), shard.count) if ids[i] not in done]
+        batches = sorted_batches(chosen.frame_counts.tolist(), settings.batch_frames, 256)
         sample = set(_sample(ids, fidelity_sample))
-        _dump(bundle, chosen, todo, writer, settings, batch_frames, sample)
+        _dump(bundle, chosen, batches[shard.index :: shard.count], writer, settings, sample)
+        writer.flush()
         missing = len(set(ids) - writer.done_ids())
     if missing:
         return False
@@ -145,7 +153,11 @@ def dump_header(
         frame_shift_seconds=FEATURE_SHIFT_SECONDS * SUBSAMPLING,
         manifest_digest=split.manifest_digest,
         split=name,
-        decode={"beam": settings.beam, "ctc_weight": settings.ctc_weight},
+        decode={
+            "beam": settings.beam,
+            "ctc_weight": settings.ctc_weight,
+            "batch_frames": settings.batch_frames,
+        },
         nbest=settings.nbest,
         top_k=settings.top_k,
         min_prob=settings.min_prob,
@@ -230,18 +242,19 @@ def _stored(found: Sequence[ArHypothesis]) -> tuple[StoredHypothesis, ...]:
 def _dump(
     bundle: ModelBundle,
     split: PreparedSplit,
-    todo: list[int],
+    batches: Sequence[Sequence[int]],
     writer: StoreWriter,
     settings: DumpSettings,
-    batch_frames: int,
     sample: set[str],
 ) -> None:
-    counts = split.frame_counts
-    batches = sorted_batches([int(counts[i]) for i in todo], batch_frames, 256)
-    chosen = [[todo[i] for i in batch] for batch in batches]
+    """Run the teacher over every batch that is not wholly acknowledged."""
+    done = writer.done_ids()
+    ids = list(split.ids)
+    todo = [batch for batch in batches if any(ids[i] not in done for i in batch)]
     device = next(bundle.model.parameters()).device
-    with progress_bar(len(todo), f"dump {bundle.card.name}") as bar:
-        for batch in batch_loader(split, bundle.cmvn, chosen):
+    with progress_bar(sum(map(len, batches)), f"dump {bundle.card.name}") as bar:
+        bar.update(sum(map(len, batches)) - sum(map(len, todo)))
+        for batch in batch_loader(split, bundle.cmvn, todo):
             for targets, dense in teacher_targets(bundle, batch.to(device), settings):
                 writer.add(targets, dense if targets.id in sample else None)
             bar.update(len(batch.ids))

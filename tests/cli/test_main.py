@@ -1,0 +1,107 @@
+"""The command line as a user meets it: help at once, known errors in two lines, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdpipe_cli.main import COMMANDS, cli
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def kdpipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from kdpipe_cli.main import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    import click
+
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        text = command.get_help(click.Context(command, info_name=name))
+        if isinstance(command, click.Group):
+            continue
+        assert "Example" in text, name
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; from kdpipe_cli.main import cli; cli.main(['--help'], standalone_mode=False);"
+        "assert 'torch' not in sys.modules, 'torch'; assert 'zarr' not in sys.modules, 'zarr'"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for name in COMMANDS:
+        assert name in result.stdout
+
+
+def test_reading_a_store_does_not_import_torch() -> None:
+    code = "import sys, kdpipe; kdpipe.open_store; assert 'torch' not in sys.modules"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "Usage"),
+        (("fly",), 2, "No such command"),
+        (("decode", "--model", "m", "--out", "o"), 2, "Give either --data or audio files"),
+        (("decode", "--model", "m", "--out", "o", "--beam", "0", "a.wav"), 2, "--beam"),
+        (("decode", "--model", "none", "--out", "OUT", "a.wav"), 1, "no model"),
+        (("train-teacher", "--data", "none", "--recipe", "an4", "--out", "OUT"), 1, "prepared"),
+        (("train-teacher", "--data", "none", "--recipe", "xx", "--out", "OUT"), 1, "an4"),
+        (
+            ("train-student", "--data", "d", "--recipe", "an4", "--out", "o", "--set", "nmae=3"),
+            1,
+            "Did you mean name",
+        ),
+        (("teacher-dump", "--data", "d", "--teacher", "t", "--out", "s.txt", "--shard", "3"), 2,
+         "I/N"),
+        (("prepare", "--out", "o"), 2, "--train"),
+    ],
+)  # fmt: skip
+def test_what_a_user_gets_wrong(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    given = [str(tmp_path / "out") if part == "OUT" else part for part in arguments]
+    result = kdpipe(*given)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+    if code == 1:
+        assert len(result.stderr.strip().splitlines()) <= 2
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    code = (
+        "import kdpipe.config, kdpipe_cli.main as m\n"
+        "def broken(*a): raise RuntimeError('a bug')\n"
+        "kdpipe.config.load_recipe = broken\n"
+        "import sys; sys.argv = ['kdpipe', 'train-teacher', '--data', 'd', '--recipe', 'an4',"
+        f" '--out', {str(tmp_path / 'o')!r}]\n"
+        "m.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "a bug" in result.stderr
