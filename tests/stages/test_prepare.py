@@ -368,8 +368,8 @@ def spawned_by(pid: int) -> set[int]:
 def test_killed_it_resumes_and_leaves_no_process_behind(
     speech: Speech, tmp_path: Path, repository: Path
 ) -> None:
-    long = [speech(f"t{i}", 10.0) for i in range(8)]
-    train = [dataclasses.replace(long[i % 8], id=f"u{i}") for i in range(192)]
+    long = [speech(f"t{i}", 6.0) for i in range(8)]
+    train = [dataclasses.replace(long[i % 8], id=f"u{i}") for i in range(160)]
     write_manifest(tmp_path / "train.jsonl", train)
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     out = tmp_path / "out"
@@ -389,9 +389,9 @@ def test_killed_it_resumes_and_leaves_no_process_behind(
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     done = journal.read_text(encoding="utf-8").count('"stop"')
-    assert 0 < done < 6
+    assert 0 < done < 5
     run({"train": train}, out, PrepareSettings(speeds=(0.9, 1.0, 1.1)))
-    assert len(PreparedData.open(out).split("train")) == 576
+    assert len(PreparedData.open(out).split("train")) == 480
 
 
 def test_unlabelled_speech(speech: Speech, tmp_path: Path) -> None:
