@@ -14,6 +14,7 @@ What remains is solved position by position, keeping the B best partial sets of 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -94,10 +95,11 @@ def _decide(
     """Leave the next position masked or give it a token: the K best sets of each size.
 
     Sizes count the positions taken or, when that needs fewer of them, those left. A choice
-    below K is the set that it comes from with the position left; beyond, (set, token).
+    below K is the set that it comes from with the position left; beyond, a useful pair.
     """
     left = scores
-    taken = (scores[:, :, :, None] + tokens[:, None, None, :]).flatten(2)
+    places, ranks = _useful_pairs(scores.shape[2], tokens.shape[1], scores.device)
+    taken = scores[:, :, places] + tokens[:, None, ranks]
     if by_taken:
         taken = _one_larger(taken)
     else:
@@ -105,6 +107,20 @@ def _decide(
     pool = torch.cat((left, taken), dim=2)
     choice = best_columns(pool.flatten(0, 1), scores.shape[2]).view_as(scores)
     return pool.gather(2, choice), choice
+
+
+@lru_cache(maxsize=32)
+def _useful_pairs(
+    beam: int, width: int, device: torch.device
+) -> tuple[Int[Tensor, "X"], Int[Tensor, "X"]]:
+    """(place of a set, rank of a token) that can give one of the `beam` best sums.
+
+    Place i and rank j (from 0) have (i + 1)(j + 1) - 1 pairs at least as good before them.
+    """
+    pairs = [(i, j) for i in range(beam) for j in range(width) if (i + 1) * (j + 1) <= beam]
+    with torch.inference_mode(False):
+        places, ranks = torch.tensor(pairs, device=device).unbind(1)
+    return places, ranks
 
 
 def _one_larger(scores: Float[Tensor, "N S X"]) -> Float[Tensor, "N S X"]:
@@ -117,7 +133,8 @@ def _trace(
     steps: list[Tensor], tokens: Int[Tensor, "N P B"], by_taken: bool, sizes: int
 ) -> Int[Tensor, "N K P"]:
     """The token of each position in the final sets, -1 where it is left masked."""
-    beam, width = steps[0].shape[2], tokens.shape[2]
+    beam = steps[0].shape[2]
+    places, ranks = _useful_pairs(beam, tokens.shape[2], tokens.device)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     size = torch.full((len(tokens), beam), sizes - 1, device=tokens.device)
     place = torch.arange(beam, device=tokens.device).expand_as(size)
@@ -126,9 +143,9 @@ def _trace(
         choice = steps[position][rows, size, place]
         taken = choice >= beam
         pair = (choice - beam).clamp(min=0)
-        token = tokens[rows, position, pair % width]
+        token = tokens[rows, position, ranks[pair]]
         chosen.append(torch.where(taken, token, -1))
-        place = torch.where(taken, pair // width, choice)
+        place = torch.where(taken, places[pair], choice)
         # -inf sets may point anywhere; their scores say that they do not exist.
         size = (size - (taken if by_taken else ~taken).long()).clamp(min=0)
     return torch.stack(chosen[::-1], dim=2)

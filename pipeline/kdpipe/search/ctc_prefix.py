@@ -72,10 +72,11 @@ def tabulate_ctc(
     log_probs: Float[Tensor, "B T V"], lengths: Int[Tensor, "B"], blank: int = 0
 ) -> CtcTable:
     """Lay out CTC log-posteriors (nats) of a padded batch for `prefix_scores`."""
+    by_token = log_probs.float().transpose(1, 2).contiguous().clamp_(min=LOG_ZERO)
+    for row, length in enumerate(lengths.tolist()):
+        by_token[row, :, length:] = LOG_ZERO
     frames = torch.arange(log_probs.shape[1], device=log_probs.device)
     padding = frames[None, :] >= lengths[:, None]
-    by_token = log_probs.float().transpose(1, 2).clamp(min=LOG_ZERO)
-    by_token = by_token.contiguous().masked_fill_(padding[:, None, :], LOG_ZERO)
     blanks = by_token[:, blank].double().masked_fill(padding, 0.0)
     return CtcTable(by_token, blanks.cumsum(1))
 

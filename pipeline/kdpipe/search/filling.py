@@ -24,6 +24,7 @@ from torch import Tensor
 from kdpipe.models import Encoded, MaskedDecoder, Memory
 from kdpipe.search.best_sets import Shortlists, best_fillings, shortlist
 from kdpipe.search.inputs import select_encoded
+from kdpipe.search.rows import select_memory
 from kdpipe.search.settings import MaskCtcSettings
 
 __all__ = ["Partial", "fill_masks"]
@@ -138,7 +139,7 @@ def _consult(
     tokens, lengths = _pad(partials, filler.mask)
     device = filler.memory.keys[0].device
     tokens, lengths = tokens.to(device), lengths.to(device)
-    memory = _select_memory(filler.memory, rows)
+    memory = select_memory(filler.memory, rows)
     real = torch.tensor([len(items) for items in partials], device=device)[:, None]
     real = torch.arange(tokens.shape[1], device=device) < real
     masked = (tokens == filler.mask) & real[:, :, None]
@@ -167,20 +168,6 @@ def _pad(
         for items in partials
     ]
     return torch.tensor(padded), torch.tensor(lengths)
-
-
-def _select_memory(memory: Memory, rows: Sequence[int]) -> Memory:
-    """The memory of some utterances; a front of the batch is not copied."""
-    count = len(rows)
-    if list(rows) != list(range(count)):
-        return memory.select(torch.tensor(rows, device=memory.keys[0].device))
-    if count == memory.size:
-        return memory
-    return Memory(
-        tuple(keys[:count] for keys in memory.keys),
-        tuple(values[:count] for values in memory.values),
-        None if memory.mask is None else memory.mask[:count],
-    )
 
 
 def _pieces(masked: Bool[Tensor, "U R L"], classes: int) -> list[slice]:

@@ -44,6 +44,7 @@ from kdpipe.search.ctc_prefix import (
 from kdpipe.search.ctc_score import ctc_sequence_scores
 from kdpipe.search.finished import ArHypothesis, FinishedHypotheses
 from kdpipe.search.inputs import causal_decoder, checked_lengths, select_encoded
+from kdpipe.search.rows import select_cache, select_memory
 from kdpipe.search.settings import JointSettings, group_by_memory
 from kdpipe.search.slots import drop_dead_slots
 from kdpipe.search.topk import best_columns, top_tokens
@@ -314,20 +315,20 @@ def _continue(
         return replace(beam, utterances=())
     if len(kept) < len(done):
         rows = torch.tensor(kept, device=running.device)
-        beam = _select_rows(beam, rows, kept)
+        beam = _select_rows(beam, kept, rows)
         extended = _Extended(*(getattr(extended, name)[rows] for name in _Extended.__slots__))
         running = running[rows]
     return _reorder(beam, _pack(extended, running), table)
 
 
-def _select_rows(beam: _Beam, rows: Int[Tensor, "r"], kept: Sequence[int]) -> _Beam:
+def _select_rows(beam: _Beam, kept: Sequence[int], rows: Int[Tensor, "r"]) -> _Beam:
     hypotheses = beam.joint.shape[1]
     places = torch.arange(hypotheses, device=rows.device)
     flat = (rows[:, None] * hypotheses + places).flatten()
     return _Beam(
         tuple(beam.utterances[row] for row in kept),
-        beam.memory.select(rows),
-        beam.cache.select(rows),
+        select_memory(beam.memory, kept),
+        select_cache(beam.cache, kept),
         beam.prefixes[rows],
         beam.joint[rows],
         beam.attention[rows],

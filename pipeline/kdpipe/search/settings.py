@@ -103,14 +103,14 @@ def check_lengths(lengths: Sequence[int]) -> None:
 
 
 def group_by_memory(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
-    """Split a batch into runs of utterances, shortest first, that fit the memory together.
+    """Split a batch into runs of utterances, longest first, that fit the memory together.
 
     Empty utterances are left out: they need no search.
     """
-    order = sorted((i for i, frames in enumerate(lengths) if frames), key=lambda i: lengths[i])
+    order = sorted((i for i, frames in enumerate(lengths) if frames), key=lambda i: -lengths[i])
     group: list[int] = []
     for index in order:
-        if group and (len(group) + 1) * lengths[index] * vocabulary > _GROUP_ELEMENTS:
+        if group and (len(group) + 1) * lengths[group[0]] * vocabulary > _GROUP_ELEMENTS:
             yield group
             group = []
         group.append(index)
