@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdpipe_cli.options import json_option
+from kdpipe_cli.options import device_option, json_option, seed_option
 
 __all__ = ["command"]
 
@@ -96,6 +96,8 @@ class SpeedFactors(click.ParamType[tuple[float, ...]]):
     help="Fraction of a split that may be unusable.",
 )
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes.")
+@seed_option
+@device_option
 @json_option
 def command(
     train: tuple[str, ...],
@@ -107,12 +109,15 @@ def command(
     workers: int,
     as_json: bool,
     speed: tuple[float, ...],
+    seed: int,
+    device: str,
     **settings: Any,
 ) -> None:
     """Make features, CMVN and tokenizer from manifests or a corpus.
 
     Utterances that cannot be used are listed in OUT/rejected.jsonl. The same command again
-    resumes an interrupted run, or says that it is complete.
+    resumes an interrupted run, or says that it is complete. Nothing here is random and all of it
+    runs on the CPU: --seed and --device are taken, as by every command, and change nothing.
 
     \b
     Example:

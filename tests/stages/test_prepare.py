@@ -420,6 +420,15 @@ def test_like_takes_tokenizer_and_cmvn_from_another_folder(
         assert second.settings["tokenizer"] == first.settings["tokenizer"]
 
 
+def test_like_needs_both_files(splits: dict[str, list[Utterance]], tmp_path: Path) -> None:
+    run(splits, tmp_path / "first")
+    for name in ("cmvn.safetensors", "tokenizer.model"):
+        (tmp_path / "first" / name).unlink()
+        with pytest.raises(InputNotFoundError, match=name.split(".")[0]):
+            run(splits, tmp_path / "out", PrepareSettings(like=tmp_path / "first"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_impossible_commands(splits: dict[str, list[Utterance]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no training split"):
         run({"dev": splits["dev"]}, tmp_path / "out")

@@ -20,7 +20,7 @@ from kdpipe.features.cmvn import Cmvn
 from kdpipe.features.filterbank import filterbank_settings
 from kdpipe.features.prepared import FORMAT_VERSION, feature_digest
 from kdpipe.features.split_files import FEATURES, map_array
-from kdpipe.files import json_digest, sha256_file, write_json, write_jsonl
+from kdpipe.files import json_digest, write_json, write_jsonl
 from kdpipe.parallel import WorkerPool
 from kdpipe.progress import progress
 from kdpipe.stages.claim import claimed, mark_complete
@@ -103,7 +103,6 @@ def _claim(
     splits: Mapping[str, Sequence[Utterance]], settings: PrepareSettings
 ) -> dict[str, object]:
     """Everything that decides the content of the folder, as plain JSON."""
-    like = settings.like
     return {
         "splits": {name: _utterances_digest(utterances) for name, utterances in splits.items()},
         "tokenizer": settings.tokenizer,
@@ -113,7 +112,14 @@ def _claim(
         "text_case": settings.text_case,
         "text_spaces": settings.text_spaces,
         "allow_unlabelled": settings.allow_unlabelled,
-        "like": None if like is None else [sha256_file(like / n)[:12] for n in (TOKENIZER, CMVN)],
+        "like": None if settings.like is None else _taken_digests(settings.like),
+    }
+
+
+def _taken_digests(like: Path) -> dict[str, str]:
+    return {
+        "tokenizer": Tokenizer.load(like / TOKENIZER).fingerprint[:12],
+        "cmvn": Cmvn.load(like / CMVN).digest()[:12],
     }
 
 
@@ -139,7 +145,6 @@ def _provide_tokenizer(
 ) -> Tokenizer:
     path = out / TOKENIZER
     if settings.like is not None:
-        Tokenizer.load(settings.like / TOKENIZER)
         shutil.copyfile(settings.like / TOKENIZER, path)
     if path.is_file():
         return Tokenizer.load(path)
