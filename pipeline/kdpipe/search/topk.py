@@ -24,11 +24,20 @@ def top_tokens(
     values, columns = scores.topk(count + 1, dim=1)
     last = values[:, count - 1]
     tied = (last == values[:, count]) & (last > -math.inf)
-    columns = columns[:, :count]
+    columns = columns[:, :count].sort(dim=1).values
     if bool(tied.any()):
-        columns[tied] = best_columns(scores[tied], count)
-    columns = columns.sort(dim=1).values
+        columns[tied] = _lowest_of_tied(scores[tied], last[tied, None], count)
     return scores.gather(1, columns), columns
+
+
+def _lowest_of_tied(
+    scores: Float[Tensor, "N V"], last: Float[Tensor, "N 1"], count: int
+) -> Int[Tensor, "N C"]:
+    """All columns above the last value taken, and the first of those that equal it."""
+    above, equal = scores > last, scores == last
+    missing = count - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1) <= missing))
+    return chosen.nonzero()[:, 1].view(-1, count)
 
 
 def best_columns(scores: Float[Tensor, "N C"], count: int) -> Int[Tensor, "N K"]:
