@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdpipe.checkpoint import ModelBundle
 from kdpipe.stages.decode import decode_waveforms
-from kdpipe.stages.recognise import DecodeMode, SearchSettings
+from kdpipe.stages.recognise import DecodeMode, SearchSettings, read_tokens
 
 __all__ = ["decode"]
 
@@ -29,4 +29,4 @@ def decode(
     """
     settings = SearchSettings(mode=mode, beam=beam, nbest=nbest)
     found = decode_waveforms(model, [torch.from_numpy(w) for w in waveforms], settings)
-    return [[model.tokenizer.decode(h.tokens) for h in hypotheses] for hypotheses in found]
+    return [[read_tokens(model.tokenizer, h.tokens) for h in hypotheses] for hypotheses in found]

@@ -21,7 +21,7 @@ from kdpipe.progress import progress_bar
 from kdpipe.scoring import ScoreReport, score_report
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
-from kdpipe.stages.recognise import Hypothesis, SearchSettings, recognise, resolve_mode
+from kdpipe.stages.recognise import Hypothesis, SearchSettings, read_tokens, recognise, resolve_mode
 
 __all__ = ["Runtime", "decode_audio", "decode_split", "decode_waveforms", "waveform_batch"]
 
@@ -215,7 +215,7 @@ def _decode_batch(
     batch = batches(group)
     started = time.perf_counter()
     found = recognise(bundle.model, batch, settings)
-    texts = [[bundle.tokenizer.decode(h.tokens) for h in hypotheses] for hypotheses in found]
+    texts = [[read_tokens(bundle.tokenizer, h.tokens) for h in hypotheses] for hypotheses in found]
     seconds = (time.perf_counter() - started) / len(group)
     return [
         {

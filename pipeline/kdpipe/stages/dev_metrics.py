@@ -12,6 +12,7 @@ from kdpipe.features.prepared import PreparedSplit
 from kdpipe.models import RecognitionModel
 from kdpipe.scoring import score_pairs, uses_spaces
 from kdpipe.search.ctc_greedy import ctc_greedy
+from kdpipe.stages.recognise import read_tokens
 from kdpipe.text.tokenizer import Tokenizer
 
 __all__ = ["dev_scorer"]
@@ -39,9 +40,8 @@ def dev_scorer(
                 moved = batch.to(device)
                 encoded = model.encode(moved.features, moved.feature_lengths)
                 found = ctc_greedy(model.ctc_log_probs(encoded.hidden), encoded.lengths)
-                texts |= {
-                    i: tokenizer.decode(h.tokens) for i, h in zip(batch.ids, found, strict=True)
-                }
+                for identifier, hypothesis in zip(batch.ids, found, strict=True):
+                    texts[identifier] = read_tokens(tokenizer, hypothesis.tokens)
         hypotheses = {identifier: texts[identifier] for identifier in references}
         return {
             "cer": score_pairs(references, hypotheses, "char", spaces).rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,9 @@ from kdpipe.models import Encoded, RecognitionModel
 from kdpipe.search.ctc_greedy import ctc_greedy
 from kdpipe.search.joint_beam import joint_beam_search
 from kdpipe.search.mask_ctc import mask_ctc_search
+from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["DecodeMode", "Hypothesis", "SearchSettings", "recognise", "resolve_mode"]
+__all__ = ["DecodeMode", "Hypothesis", "SearchSettings", "read_tokens", "recognise", "resolve_mode"]
 
 DecodeMode = Literal["auto", "ctc", "mask-ctc", "ar"]
 
@@ -53,6 +55,14 @@ def resolve_mode(mode: DecodeMode, kind: str) -> DecodeMode:
             f"Use --mode auto, ctc or {own}",
         )  # fmt: skip
     return mode
+
+
+def read_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of recognised tokens; sos/eos reads as nothing.
+
+    It is a class of the CTC head like any other, and a barely trained one emits it.
+    """
+    return tokenizer.decode(token for token in tokens if token != tokenizer.sos_eos_id)
 
 
 @torch.inference_mode()
