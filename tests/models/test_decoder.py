@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdpipe.models import CausalDecoder, Encoded, MaskedDecoder, RecognitionModel, reorder
+from kdpipe.models import (
+    CausalDecoder,
+    Encoded,
+    MaskedDecoder,
+    RecognitionModel,
+    linear,
+    reorder,
+)
 
 TinyModel = Callable[..., RecognitionModel]
 
@@ -151,6 +158,22 @@ def test_memory_form_equals_plain_form(
         expected = torch.stack(plain, 1).log_softmax(3)[wanted]
     assert found.shape == (int(wanted.sum()), 12)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_packed_weights_change_nothing(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    encoded, tokens = encoded_batch(model, [50, 20]), torch.randint(0, 11, (2, 1, 4))
+    expected = teacher_forced(model, encoded, tokens)
+    monkeypatch.setattr(linear, "SMALL_PRODUCT", 1)
+    with torch.inference_mode():
+        decoder = causal(model)
+        memory = decoder.project_memory(encoded.hidden, encoded.lengths)
+        cache = decoder.start(memory, 1)
+        for position in range(4):
+            log_probs, cache = decoder.step(tokens[:, :, position], cache, memory)
+    assert torch.allclose(log_probs, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["ar", "mask-ctc"])

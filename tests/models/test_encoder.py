@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdpipe.models import RecognitionModel, layers, subsampled_lengths
+from kdpipe.models import RecognitionModel, layers, linear, subsampled_lengths
 from kdpipe.models.encoder import ConformerLayer
 
 TinyModel = Callable[..., RecognitionModel]
@@ -131,7 +131,11 @@ def test_gradients_reach_every_parameter(tiny_model: TinyModel) -> None:
         assert parameter.grad.abs().sum() > 0 or "linear_k.bias" in name, name
 
 
-def test_training_and_inference_paths_agree(tiny_model: TinyModel) -> None:
+@pytest.mark.parametrize("smallest", [1, 10**9])
+def test_training_and_inference_paths_agree(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, smallest: int
+) -> None:
+    monkeypatch.setattr(linear, "SMALL_PRODUCT", smallest)
     model = tiny_model()
     features, lengths = batch_of([50, 33])
     with_gradient = model.encode(features, lengths).hidden

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe.models import linear as module
+from kdpipe.models.derived import DerivedWeights, packed_linear
 from kdpipe.models.linear import linear
 
 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "fallback"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(module, "SMALL_PRODUCT", 1)
     if not request.param:
         monkeypatch.setattr(module, "_works", lambda: False)
     return bool(request.param)
@@ -42,6 +44,16 @@ def test_matches_pytorch(path: bool, shape: tuple[int, ...], outputs: int) -> No
 def test_no_bias_and_strided_inputs(path: bool) -> None:
     inputs, weight = torch.randn(5, 4, 6).transpose(0, 1), torch.randn(6, 3).t()
     assert torch.allclose(linear(inputs, weight, None), F.linear(inputs, weight), atol=1e-5)
+
+
+def test_packed_weights_give_the_same(path: bool) -> None:
+    inputs, layer, kept = torch.randn(2, 4, 6), torch.nn.Linear(6, 9), DerivedWeights()
+    with torch.inference_mode():
+        for _ in range(2):
+            expected = layer(inputs)
+            assert torch.allclose(packed_linear(kept, layer, inputs), expected, atol=1e-5)
+            layer.weight.mul_(2.0)
+    assert torch.allclose(packed_linear(kept, layer, inputs), layer(inputs), atol=1e-5)
 
 
 def test_other_types_fall_back() -> None:

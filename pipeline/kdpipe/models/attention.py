@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kdpipe.models.derived import DerivedWeights
+from kdpipe.models.derived import DerivedWeights, packed_linear
 from kdpipe.models.dropout import dropout
 from kdpipe.models.lengths import Padding
-from kdpipe.models.linear import linear
+from kdpipe.models.linear import linear, pack, pays_to_pack
 from kdpipe.models.positions import KEPT_REACH
 
 __all__ = [
@@ -64,10 +64,14 @@ def legacy_rel_shift(
 
 
 class MultiHeadedAttention(nn.Module):
-    """Scaled dot-product attention over H heads of d = D / H."""
+    """Scaled dot-product attention over H heads of d = D / H.
 
-    def __init__(self, heads: int, dim: int, dropout_rate: float) -> None:
+    `few_rows`: inference brings few rows a call, so weights are kept packed for them.
+    """
+
+    def __init__(self, heads: int, dim: int, dropout_rate: float, few_rows: bool = False) -> None:
         super().__init__()
+        self.few_rows = few_rows
         self.heads = heads
         self.head_dim = dim // heads
         self.linear_q = nn.Linear(dim, dim)
@@ -84,7 +88,13 @@ class MultiHeadedAttention(nn.Module):
         """
         layers = [getattr(self, f"linear_{name}") for name in names]
         sources = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-        weight, bias = self._derived.get(names, sources, lambda: self._join(names, layers))
+        packed = self.few_rows and pays_to_pack(inputs, len(names) * inputs.shape[2])
+
+        def compute() -> tuple[Tensor, Tensor]:
+            weight, bias = self._join(names, layers)
+            return pack(weight) if packed else weight, bias
+
+        weight, bias = self._derived.get(f"{names} {packed}", sources, compute)
         batch, length = inputs.shape[:2]
         joined = linear(inputs, weight, bias)
         return joined.view(batch, length, len(names), self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -97,7 +107,10 @@ class MultiHeadedAttention(nn.Module):
 
     def merge(self, heads: Float[Tensor, "B T H d"]) -> Float[Tensor, "B T D"]:
         """The output projection of all heads."""
-        return linear(heads.flatten(2), self.linear_out.weight, self.linear_out.bias)
+        merged = heads.flatten(2)
+        if self.few_rows:
+            return packed_linear(self._derived, self.linear_out, merged)
+        return linear(merged, self.linear_out.weight, self.linear_out.bias)
 
     def attend(
         self,

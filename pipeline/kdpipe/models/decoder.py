@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from kdpipe.models.attention import MultiHeadedAttention
 from kdpipe.models.config import ModelConfig
+from kdpipe.models.derived import DerivedWeights, packed_linear
 from kdpipe.models.dropout import add_dropped, dropout
 from kdpipe.models.layers import PositionwiseFeedForward, layer_norm
 from kdpipe.models.lengths import find_padding
-from kdpipe.models.linear import linear
 from kdpipe.models.memory import Memory, SelfAttentionCache, append, empty_cache, open_slots
 from kdpipe.models.positions import absolute_positions
 
@@ -42,9 +42,12 @@ class DecoderLayer(nn.Module):
         super().__init__()
         heads = config.decoder_heads or config.heads
         inner = config.decoder_inner or config.inner
-        self.self_attn = MultiHeadedAttention(heads, config.dim, config.attention_dropout)
-        self.src_attn = MultiHeadedAttention(heads, config.dim, config.attention_dropout)
-        self.feed_forward = PositionwiseFeedForward(config.dim, inner, config.dropout, "relu")
+        shape = (heads, config.dim, config.attention_dropout)
+        self.self_attn = MultiHeadedAttention(*shape, few_rows=True)
+        self.src_attn = MultiHeadedAttention(*shape, few_rows=True)
+        self.feed_forward = PositionwiseFeedForward(
+            config.dim, inner, config.dropout, "relu", few_rows=True
+        )
         self.norm1 = layer_norm(config.dim)
         self.norm2 = layer_norm(config.dim)
         self.norm3 = layer_norm(config.dim)
@@ -85,6 +88,7 @@ class _Decoder(nn.Module):
         self.decoders = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.after_norm = layer_norm(config.dim)
         self.output_layer = nn.Linear(config.dim, config.output_classes)
+        self._derived = DerivedWeights()
         self.dropout_rate = config.positional_dropout
         self.dim = config.dim
 
@@ -113,7 +117,7 @@ class _Decoder(nn.Module):
         return dropout(x, self.dropout_rate, self.training)
 
     def _classify(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B C"]:
-        return linear(self.after_norm(hidden), self.output_layer.weight, self.output_layer.bias)
+        return packed_linear(self._derived, self.output_layer, self.after_norm(hidden))
 
 
 class CausalDecoder(_Decoder):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["DerivedWeights"]
+from kdpipe.models.linear import linear, pack, pays_to_pack
+
+__all__ = ["DerivedWeights", "packed_linear"]
 
 Key = tuple[object, ...]
 
@@ -39,13 +42,32 @@ class DerivedWeights(nn.Module):
         extra: Key = (),
     ) -> tuple[Tensor, ...]:
         """What `compute` gives for `sources`; `extra` is whatever else it depends on."""
-        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
+        stamps = None if torch.is_grad_enabled() else _stamps(sources)
+        if stamps is None:
             self._kept.clear()
             return compute()
-        autocast = torch.is_autocast_enabled(sources[0].device.type)
-        key = (autocast, *extra, *((source.data_ptr(), source._version) for source in sources))
+        key = (torch.is_autocast_enabled(sources[0].device.type), extra, stamps)
         kept = self._kept.get(name)
         if kept is None or kept[0] != key:
             kept = (key, compute())
             self._kept[name] = kept
         return kept[1]
+
+
+def _stamps(sources: Sequence[Tensor]) -> Key | None:
+    """Address and version of every tensor; None where versions are not counted."""
+    try:
+        return tuple([(source.data_ptr(), source._version) for source in sources])
+    except RuntimeError:
+        return None
+
+
+def packed_linear(
+    kept: DerivedWeights, layer: nn.Linear, inputs: Float[Tensor, "*B I"]
+) -> Float[Tensor, "*B O"]:
+    """`layer` of a decoder that sees few rows a call: its weight is kept packed in inference."""
+    if not pays_to_pack(inputs, layer.out_features):
+        return linear(inputs, layer.weight, layer.bias)
+    name = f"packed {id(layer)}"
+    (weight,) = kept.get(name, [layer.weight], lambda: (pack(layer.weight),))
+    return linear(inputs, weight, layer.bias)

@@ -30,7 +30,7 @@ __all__ = ["ConformerLayer", "Encoder", "TransformerLayer"]
 
 
 def _self_attention(config: ModelConfig) -> MultiHeadedAttention:
-    kinds = {
+    kinds: dict[str, type[MultiHeadedAttention]] = {
         "relative": RelPositionMultiHeadedAttention,
         "relative-legacy": LegacyRelPositionMultiHeadedAttention,
         "absolute": MultiHeadedAttention,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdpipe.models.derived import DerivedWeights
+from kdpipe.models.derived import DerivedWeights, packed_linear
 from kdpipe.models.dropout import dropout
 from kdpipe.models.lengths import SUBSAMPLING, Padding, subsampled_lengths
 from kdpipe.models.linear import linear
@@ -33,19 +33,35 @@ def layer_norm(dim: int) -> nn.LayerNorm:
 
 
 class PositionwiseFeedForward(nn.Module):
-    """w_2(dropout(activation(w_1 x))); activation is "swish" or "relu"."""
+    """w_2(dropout(activation(w_1 x))); activation is "swish" or "relu".
 
-    def __init__(self, dim: int, inner: int, dropout_rate: float, activation: str) -> None:
+    `few_rows`: inference brings few rows a call, so weights are kept packed for them.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        inner: int,
+        dropout_rate: float,
+        activation: str,
+        few_rows: bool = False,
+    ) -> None:
         super().__init__()
         self.w_1 = nn.Linear(dim, inner)
         self.w_2 = nn.Linear(inner, dim)
         self.activation = F.silu if activation == "swish" else F.relu
         self.dropout_rate = dropout_rate
+        self.few_rows = few_rows
+        self._derived = DerivedWeights()
 
     def forward(self, inputs: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        active = self.activation(linear(inputs, self.w_1.weight, self.w_1.bias))
-        dropped = dropout(active, self.dropout_rate, self.training)
-        return linear(dropped, self.w_2.weight, self.w_2.bias)
+        active = self.activation(self._linear(self.w_1, inputs))
+        return self._linear(self.w_2, dropout(active, self.dropout_rate, self.training))
+
+    def _linear(self, layer: nn.Linear, inputs: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        if self.few_rows:
+            return packed_linear(self._derived, layer, inputs)
+        return linear(inputs, layer.weight, layer.bias)
 
 
 def depthwise(

@@ -17,14 +17,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["linear"]
+__all__ = ["linear", "pack", "pays_to_pack"]
+
+# Up to so many rows a product is bound by reading its weights.
+FEW_ROWS = 256
+# Below so many multiplications the operator's own overhead (10 us) outweighs its speed.
+SMALL_PRODUCT = 600_000
 
 
 def linear(
     inputs: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None
 ) -> Float[Tensor, "*B O"]:
-    """inputs @ weight.T + bias, differentiable once."""
-    if not _suits(inputs) or not _works():
+    """inputs @ weight.T + bias, differentiable once; `weight` may be packed by `pack`."""
+    if weight.is_mkldnn:
+        return _product(inputs, weight, bias)
+    if not _suits(inputs, weight.shape[0]) or not _works():
         return F.linear(inputs, weight, bias)
     if torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad):
         output: Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
@@ -32,11 +39,26 @@ def linear(
     return _product(inputs, weight, bias)
 
 
-def _suits(inputs: Tensor) -> bool:
+def pays_to_pack(inputs: Float[Tensor, "*B I"], outputs: int) -> bool:
+    """Whether a packed weight, if it is kept, makes a product with `outputs` columns faster.
+
+    Few rows and no gradient.
+    """
+    few = inputs.numel() <= FEW_ROWS * inputs.shape[-1]
+    return few and not torch.is_grad_enabled() and _suits(inputs, outputs) and _works()
+
+
+def pack(weight: Float[Tensor, "O I"]) -> Tensor:
+    """The same weight in the operator's own layout, which nothing but `linear` can read."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), FEW_ROWS)
+    return packed
+
+
+def _suits(inputs: Tensor, outputs: int) -> bool:
     return (
         inputs.device.type == "cpu"
         and inputs.dtype == torch.float32
-        and inputs.numel() > 0
+        and inputs.numel() * outputs >= SMALL_PRODUCT
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -54,10 +76,11 @@ def _works() -> bool:
     with torch.no_grad():
         inputs, weight = torch.arange(15.0).view(3, 5), torch.arange(10.0).view(2, 5)
         try:
-            found = _product(inputs, weight, torch.ones(2))
+            found = [_product(inputs, form, torch.ones(2)) for form in (weight, pack(weight))]
         except (AttributeError, RuntimeError):
             return False
-        return torch.allclose(found, F.linear(inputs, weight, torch.ones(2)))
+        expected = F.linear(inputs, weight, torch.ones(2))
+        return all(torch.allclose(one, expected) for one in found)
 
 
 class _Linear(torch.autograd.Function):
