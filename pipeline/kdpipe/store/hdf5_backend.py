@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kdpipe.store.image import (
     StoreImage,
     checked_json,
     index_from_bytes,
+    is_digest,
     map_file,
     sealed_json,
 )
@@ -34,6 +35,7 @@ from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 __all__ = [
     "DATASETS",
     "open_hdf5",
+    "parse_user_block",
     "read_user_block",
     "salvage_hdf5",
     "structure_checksum",
@@ -144,44 +146,53 @@ def structure_checksum(file: NDArray[np.uint8], block: int, extents: Extents) ->
 def read_user_block(path: Path) -> tuple[dict[str, Any], StoreHeader, int, Extents]:
     """The checked user block: its content, the header, its size, and the datasets' extents.
 
-    Raises `StoreFormatError` when the file is no store, damaged, or lists what cannot be.
+    Raises `StoreDamageError` for a damaged one, `StoreFormatError` when it is no store's or lists
+    what cannot be.
     """
-    block, text = _user_block_text(path)
+    try:
+        with path.open("rb") as handle:
+            return parse_user_block(handle.read, str(path))
+    except OSError as error:
+        raise StoreFormatError(
+            path, f"cannot be read ({error.strerror})", "Check the path"
+        ) from error
+
+
+def parse_user_block(
+    read: Callable[[int], bytes], where: str
+) -> tuple[dict[str, Any], StoreHeader, int, Extents]:
+    """`read_user_block` through `read(bytes)` from the beginning of a file."""
+    block, text = _user_block_text(read, where)
     store = checked_json(text)
     if store is None:
-        raise StoreDamageError(path, "user block", "its checksum does not fit")
-    header = header_from_json(store.get("header"), str(path))
+        raise StoreDamageError(where, "user block", "its checksum does not fit")
+    header = header_from_json(store.get("header"), where)
     try:
         extents = {
             name: (int(offset), int(size), int(crc))
             for name, (offset, size, crc) in store["datasets"].items()
         }
-        fits = set(extents) == set(DATASETS) and isinstance(store["digest"], str)
+        fits = set(extents) == set(DATASETS) and is_digest(store["digest"])
         fits = fits and _disjoint(extents, block, int(store["bytes"]))
+        fits = fits and isinstance(store["structure_crc32c"], int)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreFormatError(path, f"user block: {error!r}", "Copy the store again") from error
+        raise StoreFormatError(where, f"user block: {error!r}", "Copy the store again") from error
     if not fits:
-        raise StoreFormatError(path, "user block lists no store's data", "Copy the store again")
+        raise StoreFormatError(where, "user block lists no store's data", "Copy the store again")
     return store, header, block, extents
 
 
-def _user_block_text(path: Path) -> tuple[int, bytes]:
-    try:
-        with path.open("rb") as handle:
-            first = handle.read(len(MAGIC) + 9)
-            size = _block_size(path, first)
-            rest = handle.read(size - len(first))
-    except OSError as error:
-        raise StoreFormatError(
-            path, f"cannot be read ({error.strerror})", "Check the path"
-        ) from error
+def _user_block_text(read: Callable[[int], bytes], where: str) -> tuple[int, bytes]:
+    first = read(len(MAGIC) + 9)
+    size = _block_size(where, first)
+    rest = read(size - len(first))
     text = rest.rstrip(b" \n")
     if len(rest) != size - len(first) or rest != text.ljust(len(rest) - 1) + b"\n":
-        raise StoreDamageError(path, "user block", "cut short or overwritten")
+        raise StoreDamageError(where, "user block", "cut short or overwritten")
     return size, text
 
 
-def _block_size(path: Path, first: bytes) -> int:
+def _block_size(where: str, first: bytes) -> int:
     """The size of the user block from its first line; a slip of a few bytes is damage."""
     digits = first[len(MAGIC) : -1]
     if first.startswith(MAGIC) and digits.isdigit() and first[-1:] == b"\n":
@@ -190,8 +201,8 @@ def _block_size(path: Path, first: bytes) -> int:
             return size
     wrong = sum(a != b for a, b in zip(first, MAGIC, strict=False))
     if len(first) > len(MAGIC) and wrong < len(MAGIC) // 3:
-        raise StoreDamageError(path, "user block", "its first line is damaged")
-    raise StoreFormatError(path, "no teacher store", "Check the path")
+        raise StoreDamageError(where, "user block", "its first line is damaged")
+    raise StoreFormatError(where, "no teacher store", "Check the path")
 
 
 def _disjoint(extents: Extents, start: int, end: int) -> bool:

@@ -18,7 +18,7 @@ from kdpipe.store.index import Index
 from kdpipe.store.layout import COLUMNS
 from kdpipe.store.schema import StoreHeader
 
-__all__ = ["StoreImage", "checked_json", "index_from_bytes", "map_file", "sealed_json"]
+__all__ = ["StoreImage", "checked_json", "index_from_bytes", "is_digest", "map_file", "sealed_json"]
 
 CHECKSUM_FIELD = b'"checksum": "%08x"'
 
@@ -78,6 +78,11 @@ def index_from_bytes(
         ids,
         lookup.view("<u8").reshape(2, count),
     )
+
+
+def is_digest(value: object) -> bool:
+    """Whether `value` is a SHA-256 in hex: safe in a file name."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def sealed_json(text: bytes) -> bytes:

@@ -14,6 +14,7 @@ from kdpipe.errors import (
     StoreIncompleteError,
     UtteranceNotFoundError,
 )
+from kdpipe.store.cache import mappable_path
 from kdpipe.store.image import StoreImage
 from kdpipe.store.index import find_rows, ids_between
 from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths, addresses, section_sizes
@@ -31,12 +32,14 @@ NOTHING = np.zeros(0, np.uint8)
 
 
 def open_store(path: Path | str, allow_partial: bool = False) -> TeacherStore:
-    """Open a store for reading.
+    """Open a store for reading, from a path or any fsspec URL (s3://bucket/train.zarr).
 
-    Raises `StoreIncompleteError` for a store under construction unless `allow_partial`: then it
-    holds what is acknowledged at this moment. Raises `StoreFormatError` for what is no store.
+    A store elsewhere, or of the compact profile, is first staged into a local cache
+    ($KDPIPE_CACHE) keyed by its content digest. Raises `StoreIncompleteError` for a store under
+    construction unless `allow_partial`: then it holds what is acknowledged at this moment.
+    Raises `StoreFormatError` for what is no store.
     """
-    image = open_image(Path(path))
+    image = open_image(mappable_path(path))
     if image.digest is None and not allow_partial:
         raise StoreIncompleteError(path, len(image.index))
     return TeacherStore(image, allow_partial)

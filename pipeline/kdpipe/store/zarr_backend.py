@@ -23,6 +23,7 @@ from kdpipe.store.image import (
     StoreImage,
     checked_json,
     index_from_bytes,
+    is_digest,
     map_file,
     sealed_json,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Files",
     "array_metadata",
     "open_zarr",
+    "parse_root",
     "read_root",
     "salvage_zarr",
     "seal_shards",
@@ -254,36 +256,37 @@ def array_metadata(
 def read_root(path: Path) -> tuple[dict[str, Any], StoreHeader, Files]:
     """The checked root metadata of a finished Zarr store: all of it, the header, the files.
 
-    Raises `StoreFormatError` when it is no store, damaged, or lists what cannot be.
+    Raises `StoreDamageError` for a damaged one, `StoreFormatError` when it is no store's or
+    lists what cannot be.
     """
-    store = _root_store(path)
-    header = header_from_json(store.get("header"), str(path))
-    try:
-        files = {str(name): (int(size), int(crc)) for name, (size, crc) in store["files"].items()}
-        fits = int(store["shard_bytes"]) > 0 and all(size >= 0 for size, _ in files.values())
-        fits = fits and not any(".." in name.split("/") or name[:1] == "/" for name in files)
-        fits = fits and isinstance(store["digest"], str) and int(store["utterances"]) >= 0
-        fits = fits and store["profile"] in ("mapped", "compact")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreFormatError(path, f"zarr.json: {error!r}", "Copy the store again") from error
-    if not fits:
-        raise StoreFormatError(path, "zarr.json lists no store's files", "Copy the store again")
-    return store, header, files
-
-
-def _root_store(path: Path) -> dict[str, Any]:
     root = path / "zarr.json"
     if not root.is_file():
         raise StoreFormatError(path, "no finished Zarr store", "Check the path")
     if root.stat().st_size > MAX_METADATA:
         raise StoreFormatError(root, "too large for a store's metadata", "Check the path")
-    content = checked_json(root.read_bytes())
-    store = _attributes(content)
-    if store is not None:
-        return store
-    if (path / "table").is_dir() and (path / "ids").is_dir():
-        raise StoreDamageError(path, "zarr.json", "its checksum does not fit")
-    raise StoreFormatError(path, "zarr.json is no teacher store's", "Check the path")
+    ours = (path / "table").is_dir() and (path / "ids").is_dir()
+    return parse_root(root.read_bytes(), str(path), ours)
+
+
+def parse_root(text: bytes, where: str, ours: bool) -> tuple[dict[str, Any], StoreHeader, Files]:
+    """`read_root` of a text; `ours` says that it must be a store's, even if it cannot be read."""
+    store = _attributes(checked_json(text))
+    if store is None and ours:
+        raise StoreDamageError(where, "zarr.json", "its checksum does not fit")
+    if store is None:
+        raise StoreFormatError(where, "zarr.json is no teacher store's", "Check the path")
+    header = header_from_json(store.get("header"), where)
+    try:
+        files = {str(name): (int(size), int(crc)) for name, (size, crc) in store["files"].items()}
+        fits = int(store["shard_bytes"]) > 0 and all(size >= 0 for size, _ in files.values())
+        fits = fits and not any(".." in name.split("/") or name[:1] == "/" for name in files)
+        fits = fits and is_digest(store["digest"]) and int(store["utterances"]) >= 0
+        fits = fits and store["profile"] in ("mapped", "compact")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreFormatError(where, f"zarr.json: {error!r}", "Copy the store again") from error
+    if not fits:
+        raise StoreFormatError(where, "zarr.json lists no store's files", "Copy the store again")
+    return store, header, files
 
 
 def _attributes(metadata: dict[str, Any] | None) -> dict[str, Any] | None:

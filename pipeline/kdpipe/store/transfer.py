@@ -1,0 +1,222 @@
+"""Copying finished stores from and to any fsspec URL, checked on arrival; a second run resumes."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import google_crc32c
+
+from kdpipe.errors import (
+    DependencyError,
+    InputNotFoundError,
+    KdpipeError,
+    OutputConflictError,
+    StoreDamageError,
+    StoreFormatError,
+    StoreWriteError,
+)
+from kdpipe.files import sync_folder
+from kdpipe.store.hdf5_backend import parse_user_block
+from kdpipe.store.paths import backend_of
+from kdpipe.store.schema import StoreHeader
+from kdpipe.store.zarr_backend import MAX_METADATA, parse_root
+
+__all__ = ["RemoteStore", "copy_store", "is_url", "local_path", "open_remote"]
+
+PIECE_BYTES = 1 << 22
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
+"""They have no folders to make."""
+
+Advance = Callable[[int], object]
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a store is named by a URL such as s3://bucket/train.zarr."""
+    return "://" in str(path)
+
+
+def local_path(path: str | Path) -> Path | None:
+    """The path that is meant when it is on this machine; None for a URL elsewhere."""
+    text = str(path)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return None if is_url(text) else Path(text)
+
+
+@dataclass(frozen=True)
+class RemoteStore:
+    """A finished store anywhere: its metadata, and the size and CRC-32C of all its files.
+
+    `files` are in the order of copying; the one that completes the store comes last, its name
+    is "" for HDF5, where it is the only one.
+    """
+
+    url: str
+    system: Any
+    root: str
+    header: StoreHeader
+    digest: str
+    profile: str
+    files: dict[str, tuple[int, int]]
+
+    def place(self, name: str) -> str:
+        """Where a file of the store is in its file system."""
+        return posixpath.join(self.root, name) if name else self.root
+
+
+def open_remote(url: str | Path) -> RemoteStore:
+    """Read a store's metadata from a path or URL.
+
+    Raises `InputNotFoundError`, `StoreFormatError`, `StoreDamageError`, or `DependencyError`
+    when the protocol needs a package that is not installed.
+    """
+    text = str(url)
+    with _reached(text, writing=False):
+        system, root = fsspec.core.url_to_fs(text)
+        root = root.rstrip("/")
+        if backend_of(Path(root)) == "hdf5":
+            return _remote_hdf5(text, system, root)
+        content = _read_small(system, posixpath.join(root, "zarr.json"))
+    store, header, files = parse_root(content, text, ours=False)
+    listed = {**files, "zarr.json": (len(content), google_crc32c.value(content))}
+    return RemoteStore(text, system, root, header, store["digest"], store["profile"], listed)
+
+
+def _read_small(system: Any, place: str) -> bytes:
+    with system.open(place, "rb") as handle:
+        content: bytes = handle.read(MAX_METADATA + 1)
+    return content
+
+
+def _remote_hdf5(url: str, system: Any, root: str) -> RemoteStore:
+    """The checksum of an HDF5 store's file follows from those in its user block."""
+    with system.open(root, "rb") as handle:
+        store, header, _, _ = parse_user_block(handle.read, url)
+        handle.seek(0)
+        checksum = _checksum(handle, lambda size: None)
+    files = {"": (int(store["bytes"]), checksum)}
+    return RemoteStore(url, system, root, header, store["digest"], "mapped", files)
+
+
+def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda size: None) -> str:
+    """Copy a finished store as it is; returns its digest. `advance` is told bytes as they go.
+
+    Every file is read back and checked where it arrives; the file that makes the store whole
+    comes last. What a broken-off copy has brought over whole is not brought again. Raises
+    `OutputConflictError` when another store is in the place, `StoreDamageError` when the source
+    is not what it should be, `StoreWriteError` when the target cannot be written.
+    """
+    remote = open_remote(source)
+    if backend_of(Path(remote.root)) != backend_of(Path(str(target).rstrip("/"))):
+        raise StoreFormatError(
+            target, "a copy has the suffix of its source", "Use store convert for another backend"
+        )
+    local = local_path(target)
+    if local is not None:
+        return _copy_here(remote, local, advance)
+    with _reached(str(target), writing=True):
+        system, root = fsspec.core.url_to_fs(str(target))
+        _refuse_another(remote, str(target), system, root.rstrip("/"))
+        for name in remote.files:
+            _bring(
+                remote, name, system, posixpath.join(root.rstrip("/"), name).rstrip("/"), advance
+            )
+    return remote.digest
+
+
+def _protocols(system: Any) -> tuple[str, ...]:
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
+
+
+def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
+    """Copy to this machine: the store appears under its name when it is whole."""
+    system = fsspec.filesystem("file")
+    if target.exists():
+        _refuse_another(remote, str(target), system, str(target))
+        return remote.digest
+    partial = target.with_name(f".{target.name}.copying")
+    with _reached(str(target), writing=True):
+        for name in remote.files:
+            place = partial / name if name else partial
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _bring(remote, name, system, str(place), advance)
+        partial.rename(target)
+        sync_folder(target.parent)
+    return remote.digest
+
+
+def _refuse_another(remote: RemoteStore, target: str, system: Any, root: str) -> None:
+    """Only the same store may be in the place of the copy."""
+    name = list(remote.files)[-1]
+    place = posixpath.join(root, name) if name else root
+    system.invalidate_cache()
+    if not system.exists(place):
+        return
+    try:
+        there = open_remote(target).digest
+    except (StoreFormatError, StoreDamageError):
+        there = "no teacher store"
+    if there != remote.digest:
+        raise OutputConflictError(Path(target), [f"content: {there} there, {remote.digest} here"])
+
+
+def _bring(remote: RemoteStore, name: str, system: Any, place: str, advance: Advance) -> None:
+    """Bring one file over and check it there, unless it is there already."""
+    size, checksum = remote.files[name]
+    if _arrived(system, place, size, checksum):
+        advance(size)
+        return
+    with remote.system.open(remote.place(name), "rb") as source, system.open(place, "wb") as sink:
+        found = _checksum(source, advance, sink)
+    if found != checksum:
+        raise StoreDamageError(remote.url, name or "file", "its checksum does not fit")
+    if not _arrived(system, place, size, checksum):
+        raise StoreWriteError(place, "arrived damaged", "Run the same command again")
+
+
+def _arrived(system: Any, place: str, size: int, checksum: int) -> bool:
+    """Whether a file is at `place` and is what it should be, read back."""
+    system.invalidate_cache()
+    try:
+        if int(system.size(place)) != size:
+            return False
+        with system.open(place, "rb") as handle:
+            return _checksum(handle, lambda size: None) == checksum
+    except FileNotFoundError:
+        return False
+
+
+def _checksum(source: Any, advance: Advance, sink: Any = None) -> int:
+    """CRC-32C of what is left in `source`, written to `sink` on the way."""
+    checksum = 0
+    while piece := source.read(PIECE_BYTES):
+        checksum = google_crc32c.extend(checksum, piece)
+        if sink is not None:
+            sink.write(piece)
+        advance(len(piece))
+    return checksum
+
+
+@contextmanager
+def _reached(url: str, writing: bool) -> Iterator[None]:
+    """Turn whatever a file system's own library raises into one of our errors."""
+    try:
+        yield
+    except (KdpipeError, TypeError, AttributeError):
+        raise
+    except ImportError as error:
+        package = error.name or str(error)
+        raise DependencyError(package, url.partition(":")[0], f"reaching {url}") from error
+    except FileNotFoundError as error:
+        raise InputNotFoundError(url, "teacher store", "Check the path or URL") from error
+    except Exception as error:  # every protocol's library has errors of its own
+        problem = f"cannot be {'written' if writing else 'read'} ({error})"
+        remedy = "Check address, credentials and space, then run the same command again"
+        kind = StoreWriteError if writing else StoreFormatError
+        raise kind(url, problem, remedy) from error

@@ -1,0 +1,214 @@
+"""Copies to and from URLs: checked, resumed; opening a URL stages it once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from tests.store.contract import make_header, write_targets
+
+from kdpipe.errors import (
+    DependencyError,
+    InputNotFoundError,
+    KdpipeError,
+    OutputConflictError,
+    StoreDamageError,
+    StoreFormatError,
+)
+from kdpipe.store import finish, open_store
+from kdpipe.store.cache import cache_folder, mappable_path
+from kdpipe.store.check import verify_store
+from kdpipe.store.convert import convert_store
+from kdpipe.store.transfer import copy_store
+
+HEADER = make_header()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDPIPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 protocol server on loopback; its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Path(sys.executable).with_name("moto_server")
+    process = subprocess.Popen(
+        [server, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def make_store(path: Path, count: int = 10) -> str:
+    write_targets(path, HEADER, range(count), flush_bytes=3000, shard_bytes=1 << 16)
+    return finish(path)
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_to_a_url_and_back(tmp_path: Path, memory: Any, name: str) -> None:
+    digest = make_store(tmp_path / name)
+    url = f"memory://deep/down/{name}"
+    seen: list[int] = []
+    assert copy_store(tmp_path / name, url, seen.append) == digest
+    assert copy_store(url, tmp_path / "back" / name) == digest
+    assert verify_store(tmp_path / "back" / name).sound
+    assert sum(seen) > 10_000
+    assert copy_store(url, f"file://{tmp_path}/again/{name}") == digest
+    assert copy_store(tmp_path / name, url) == digest
+
+
+def test_a_compact_store_travels_and_is_opened(tmp_path: Path, memory: Any, cache: Path) -> None:
+    digest = make_store(tmp_path / "s.zarr")
+    convert_store(tmp_path / "s.zarr", tmp_path / "c.zarr", compact=True, level=1)
+    copy_store(tmp_path / "c.zarr", "memory://x/c.zarr")
+    for place in ("memory://x/c.zarr", tmp_path / "c.zarr"):
+        store = open_store(place)
+        assert store.digest == digest
+        assert store.path == cache / "stores" / f"{digest}.zarr"
+        assert (
+            store["utt-00001"].reference == open_store(tmp_path / "s.zarr")["utt-00001"].reference
+        )
+
+
+def test_a_broken_off_copy_resumes(tmp_path: Path, memory: Any) -> None:
+    make_store(tmp_path / "s.zarr")
+    copy_store(tmp_path / "s.zarr", "memory://x/s.zarr")
+    memory.rm("/x/s.zarr/zarr.json")
+    memory.pipe("/x/s.zarr/ids/c/0", b"torn")
+    with pytest.raises(InputNotFoundError):
+        open_store("memory://x/s.zarr")
+    written = []
+    original = memory.open
+
+    def counting(place: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "wb":
+            written.append(place)
+        return original(place, mode, **options)
+
+    memory.open = counting
+    try:
+        copy_store(tmp_path / "s.zarr", "memory://x/s.zarr")
+    finally:
+        del memory.open
+    assert written == ["/x/s.zarr/ids/c/0", "/x/s.zarr/zarr.json"]
+
+
+def test_damage_does_not_travel(tmp_path: Path, memory: Any) -> None:
+    make_store(tmp_path / "s.zarr")
+    copy_store(tmp_path / "s.zarr", "memory://x/s.zarr")
+    content = bytearray(memory.cat("/x/s.zarr/records/c/0"))
+    content[77] ^= 4
+    memory.pipe("/x/s.zarr/records/c/0", bytes(content))
+    with pytest.raises(StoreDamageError, match="records/c/0"):
+        copy_store("memory://x/s.zarr", tmp_path / "copy.zarr")
+    assert not (tmp_path / "copy.zarr").exists()
+
+
+def test_another_store_in_the_place_is_left_alone(tmp_path: Path, memory: Any) -> None:
+    make_store(tmp_path / "a.zarr", 3)
+    make_store(tmp_path / "b.zarr", 4)
+    copy_store(tmp_path / "a.zarr", "memory://x/s.zarr")
+    for target in ("memory://x/s.zarr", tmp_path / "a.zarr"):
+        with pytest.raises(OutputConflictError):
+            copy_store(tmp_path / "b.zarr", target)
+    with pytest.raises(StoreFormatError, match="suffix"):
+        copy_store(tmp_path / "b.zarr", "memory://x/s.h5")
+
+
+def test_what_cannot_be_reached_is_said(tmp_path: Path, memory: Any) -> None:
+    memory.pipe("/x/odd.zarr/zarr.json", b'{"attributes": {}}')
+    expected = {
+        "memory://nowhere/s.zarr": InputNotFoundError,
+        "memory://x/odd.zarr": StoreFormatError,
+        "hdfs3odd://x/s.zarr": KdpipeError,
+        "gs://x/s.zarr": DependencyError,
+        "http://127.0.0.1:1/s.zarr": KdpipeError,
+    }
+    for url, error in expected.items():
+        with pytest.raises(error):
+            open_store(url)
+
+
+def stage(path: str) -> tuple[str, int]:
+    staged = mappable_path(path)
+    return str(staged), len(open_store(staged))
+
+
+def test_concurrent_starts_stage_once(tmp_path: Path, cache: Path) -> None:
+    digest = make_store(tmp_path / "s.zarr")
+    convert_store(tmp_path / "s.zarr", tmp_path / "c.zarr", compact=True, level=1)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        staged = pool.map(stage, [str(tmp_path / "c.zarr")] * 4)
+    assert set(staged) == {(str(cache / "stores" / f"{digest}.zarr"), 10)}
+    assert sorted(p.name for p in (cache / "stores").iterdir()) == [
+        f"{digest}.lock",
+        f"{digest}.zarr",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_s3(tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").mkdir("bucket")
+    for name in ("s.zarr", "s.h5"):
+        digest = make_store(tmp_path / name)
+        assert copy_store(tmp_path / name, f"s3://bucket/stores/{name}") == digest
+        store = open_store(f"s3://bucket/stores/{name}")
+        assert store.digest == digest
+        assert len(store.read_batch(store.ids)) == 10
+    with pytest.raises(InputNotFoundError):
+        open_store("s3://bucket/stores/absent.zarr")
+
+
+def test_the_cache_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDPIPE_CACHE")
+    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere/kdpipe")
