@@ -77,7 +77,8 @@ def prepare(
     """Write the prepared data `out`; see `PreparedData` for reading it.
 
     `splits` has "train" unless `settings.like` is given. Returns False where `out` was already
-    complete. `max_rejected` is the fraction of a split's entries that may be unusable.
+    complete. `max_rejected` is the fraction of a split's entries that may be unusable. With
+    more than one of the `workers`, which are spawned, a script needs its `__main__` guard.
 
     Raises `OutputConflictError` for an `out` of other settings or utterances,
     `TooManyRejectedError`, `ConfigError`, `OutputWriteError` for a full disk.
