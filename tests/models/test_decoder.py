@@ -165,9 +165,9 @@ def test_packed_weights_change_nothing(
 ) -> None:
     model = tiny_model()
     encoded, tokens = encoded_batch(model, [50, 20]), torch.randint(0, 11, (2, 1, 4))
-    expected = teacher_forced(model, encoded, tokens)
-    monkeypatch.setattr(linear, "SMALL_PRODUCT", 1)
     with torch.inference_mode():
+        expected = teacher_forced(model, encoded, tokens)
+        monkeypatch.setattr(linear, "SMALL_PRODUCT", 1)
         decoder = causal(model)
         memory = decoder.project_memory(encoded.hidden, encoded.lengths)
         cache = decoder.start(memory, 1)
