@@ -16,6 +16,7 @@ from kdpipe.store.schema import (
     TokenizerIdentity,
     UtteranceTargets,
 )
+from kdpipe.store.summary import store_info
 from kdpipe.store.writer import StoreWriter
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "kl_to_stored",
     "open_store",
     "sparsify",
+    "store_info",
     "store_state",
 ]

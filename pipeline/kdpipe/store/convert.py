@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,11 +37,18 @@ def all_blocks(image: StoreImage | CompactImage) -> Iterator[Block]:
     return compact_blocks(image) if isinstance(image, CompactImage) else mapped_blocks(image)
 
 
-def convert_store(source: Path, target: Path, compact: bool = False, level: int = LEVEL) -> str:
+def convert_store(
+    source: Path,
+    target: Path,
+    compact: bool = False,
+    level: int = LEVEL,
+    advance: Callable[[int], object] = lambda utterances: None,
+) -> str:
     """Write `source` again at `target` (.zarr or .h5, Zarr also compact); returns the digest.
 
     Every record and the content digest are checked on the way. Memory does not grow with the
-    store but for its index; the target appears when it is whole. Raises `StoreDamageError`,
+    store but for its index; the target appears when it is whole. `advance` is told how many
+    utterances are done. Raises `StoreDamageError`,
     `StoreFormatError` or `StoreIncompleteError`.
     """
     image = open_any(source)
@@ -49,7 +56,7 @@ def convert_store(source: Path, target: Path, compact: bool = False, level: int 
         raise StoreIncompleteError(source, len(image.index))
     if store_state(target) != "absent" or target.exists():
         raise StoreFormatError(target, "is there already", "Remove it, or give another path")
-    blocks = checked(all_blocks(image), source, image.header, image.digest)
+    blocks = _counted(checked(all_blocks(image), source, image.header, image.digest), advance)
     if backend_of(target) == "hdf5":
         if compact:
             raise StoreFormatError(target, "HDF5 has no compact profile", "Name it .zarr")
@@ -61,6 +68,12 @@ def convert_store(source: Path, target: Path, compact: bool = False, level: int 
         else:
             write_zarr(folder, image.header, image.digest, image.index, blocks)
     return image.digest
+
+
+def _counted(blocks: Iterator[Block], advance: Callable[[int], object]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        advance(len(block.rows))
 
 
 @contextmanager

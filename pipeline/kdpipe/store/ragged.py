@@ -46,6 +46,10 @@ class RaggedRows:
     log_probs: NDArray[np.float32]
     tail: NDArray[np.float32]
 
+    def posterior(self) -> SparsePosterior:
+        """The rows of all utterances together."""
+        return SparsePosterior(self.counts, self.ids, self.log_probs, self.tail)
+
     def utterance(self, position: int) -> SparsePosterior:
         """The rows of one utterance of the batch."""
         rows = slice(int(self.offsets[position]), int(self.offsets[position + 1]))

@@ -107,6 +107,16 @@ class TeacherStore:
         rows = self._image.index.table[self._rows(ids)]
         return rows[:, [COLUMN["frames"], COLUMN["tokens"]]].astype(np.int64)
 
+    def same_record(self, other: TeacherStore, utterance: str) -> bool:
+        """Whether two stores hold the same bytes for an utterance that both have."""
+        pairs = []
+        for store in (self, other):
+            rows = store._image.index.table[store._rows([utterance])]
+            _, records = store._records([utterance], rows)
+            head = rows[0, COLUMN["frames"] : COLUMN["crc32c"]].tobytes()
+            pairs.append((head, records[0].tobytes()))
+        return pairs[0] == pairs[1]
+
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of `ids` that the store lacks."""
         found = find_rows(self._image.index, [utterance.encode() for utterance in ids])

@@ -1,0 +1,161 @@
+"""What a store is, in numbers: for `store info`, the demo's results and the card."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdpipe.store.cache import mappable_path
+from kdpipe.store.compact import CompactImage, open_compact
+from kdpipe.store.image import StoreImage
+from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS
+from kdpipe.store.opening import open_image
+from kdpipe.store.paths import backend_of, is_compact
+from kdpipe.store.schema import STATUSES
+from kdpipe.store.transfer import local_path
+
+__all__ = ["store_card", "store_info"]
+
+ROWS_AT_ONCE = 1 << 16
+
+
+def store_info(path: Path | str) -> dict[str, Any]:
+    """Identity, extent and size of a store, as plain JSON types; `hours` is of speech.
+
+    `mb_per_hour` counts every byte of the store in units of 10^6. Raises `StoreFormatError`
+    or `InputNotFoundError`.
+    """
+    place = local_path(path) or mappable_path(path)
+    image = open_compact(place) if is_compact(place) else open_image(place)
+    header = image.header
+    totals = _totals(image)
+    hours = totals["frames"] * header.frame_shift_seconds / 3600
+    return {
+        "format_version": header.format_version,
+        "backend": backend_of(place),
+        "profile": "compact" if isinstance(image, CompactImage) else "mapped",
+        "complete": image.digest is not None,
+        "utterances": len(image.index),
+        "hours": hours,
+        "bytes": image.total_bytes,
+        "mb_per_hour": image.total_bytes / 1e6 / hours if hours else 0.0,
+        "digest": image.digest,
+        "teacher": dataclasses.asdict(header.teacher),
+        "tokenizer": dataclasses.asdict(header.tokenizer),
+        "feature_digest": header.feature_digest,
+        "cmvn_digest": header.cmvn_digest,
+        "manifest_digest": header.manifest_digest,
+        "split": header.split,
+        "subsampling": header.subsampling,
+        "frame_shift_seconds": header.frame_shift_seconds,
+        "decode": header.decode,
+        "nbest": header.nbest,
+        "top_k": header.top_k,
+        "min_prob": header.min_prob,
+        "codec": header.codec,
+        "step": header.step,
+        **totals,
+        "fidelity": dataclasses.asdict(header.fidelity) if header.fidelity else None,
+        "score_definitions": header.score_definitions,
+        "licence": header.licence,
+        "created": header.created,
+        "kdpipe_version": header.kdpipe_version,
+        "lineage": list(header.lineage),
+    }
+
+
+def _totals(image: StoreImage | CompactImage) -> dict[str, Any]:
+    """Frames, tokens, hypotheses and statuses of all utterances."""
+    sums = np.zeros(len(LENGTH_COLUMNS), np.int64)
+    statuses = np.zeros(len(STATUSES) + 1, np.int64)
+    for start in range(0, len(image.index), ROWS_AT_ONCE):
+        rows = image.index.table[start : start + ROWS_AT_ONCE]
+        sums += rows[:, COLUMN["frames"] : COLUMN["crc32c"]].sum(axis=0, dtype=np.int64)
+        codes = np.minimum(rows[:, COLUMN["status"]], len(STATUSES))
+        statuses += np.bincount(codes, minlength=len(statuses))
+    length = dict(zip(LENGTH_COLUMNS, sums.tolist(), strict=True))
+    names = zip((*STATUSES, "unknown"), statuses.tolist(), strict=True)
+    return {
+        "frames": length["frames"],
+        "tokens": length["tokens"],
+        "hypotheses": length["hypotheses"],
+        "classes_per_frame": length["frame_classes"] / max(length["frames"], 1),
+        "classes_per_token": length["token_classes"] / max(length["tokens"], 1),
+        "status": {name: count for name, count in names if count},
+    }
+
+
+def store_card(path: Path | str) -> str:
+    """A page about a store for people who get it (Markdown)."""
+    info = store_info(path)
+    fidelity = info["fidelity"]
+    kept = (
+        "measured on no utterance"
+        if fidelity is None
+        else (
+            f"KL(teacher || store) {fidelity['frame_kl']:.2g} nat a frame,"
+            f" {fidelity['token_kl']:.2g} nat a token ({fidelity['utterances']} utterances)"
+        )
+    )
+    rows = {
+        "Teacher": f"{info['teacher']['name']}, weights sha256 `{info['teacher']['sha256']}`",
+        "Corpus": f"split `{info['split']}`, manifest `{info['manifest_digest']}`",
+        "Licence": info["licence"] or "not stated: ask whoever made the store",
+        "Extent": f"{info['utterances']} utterances, {info['hours']:.2f} hours of speech,"
+        f" {info['frames']} frames, {info['tokens']} token positions, {info['hypotheses']}"
+        " hypotheses" + ("" if info["complete"] else " (still being written)"),
+        "Status": ", ".join(f"{name} {count}" for name, count in info["status"].items()),
+        "Size": f"{info['bytes'] / 1e6:.2f} MB, {info['mb_per_hour']:.2f} MB per hour"
+        f" ({info['backend']}, {info['profile']})",
+        "Tokenizer": f"{info['tokenizer']['vocab_size']} classes, fingerprint"
+        f" `{info['tokenizer']['fingerprint']}`",
+        "Features": f"`{info['feature_digest']}`, CMVN `{info['cmvn_digest']}`",
+        "Frames": f"every {info['frame_shift_seconds'] * 1000:g} ms"
+        f" (subsampling {info['subsampling']})",
+        "Kept": f"classes with p >= {info['min_prob']:g}, at most {info['top_k']}, and the mass of"
+        f" the others; codec {info['codec']}, step {info['step']:g} nat",
+        "Classes": f"{info['classes_per_frame']:.2f} a frame,"
+        f" {info['classes_per_token']:.2f} a token",
+        "N-best": f"{info['nbest']}; "
+        + ", ".join(f"{key} {value}" for key, value in info["decode"].items()),
+        "Fidelity": kept,
+        "Made": f"{info['created']}, kdpipe {info['kdpipe_version']}, format"
+        f" {info['format_version']}",
+        "Made from": ", ".join(f"`{digest}`" for digest in info["lineage"]) or "the teacher",
+        "Digest": f"`{info['digest']}`",
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    scores = "\n".join(f"- `{name}`: {text}" for name, text in info["score_definitions"].items())
+    return CARD.format(name=Path(path).name, table=table, scores=scores)
+
+
+CARD = """# Teacher store {name}
+
+What a speech recogniser said about a corpus: its CTC posteriors at every encoder frame, its
+decoder posteriors at every reference token, and its n-best hypotheses.
+
+| | |
+|---|---|
+{table}
+
+Scores of a hypothesis:
+{scores}
+
+## Use
+```python
+import kdpipe
+
+store = kdpipe.open_store("{name}")
+targets = store[next(iter(store))]
+targets.nbest[0].tokens, targets.frames.log_probs, targets.tokens.tail
+```
+```
+kdpipe store verify {name}
+kdpipe train-student --data DATA --recipe NAME --targets {name} --out STUDENT
+```
+The student needs the same tokenizer, features and subsampling; kdpipe checks that. The format is
+plain Zarr or HDF5 and described in FORMAT.md of kdpipe.
+"""
