@@ -23,6 +23,7 @@ from kdpipe.store.journal import (
 from kdpipe.store.opening import image_of_ledger, ledger_rows, open_image
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import Fidelity
+from kdpipe.store.writer import write_failure
 from kdpipe.store.zarr_backend import seal_shards, write_zarr_metadata
 
 __all__ = ["finish"]
@@ -32,12 +33,16 @@ def finish(path: Path, expected: Iterable[str] | None = None) -> str:
     """Complete the store at `path` and return its content digest; repeating it does no harm.
 
     With `expected` every one of these utterances must be there. Raises `BusyOutputError` while a
-    writer is at work and `StoreIncompleteError` when utterances are missing.
+    writer is at work, `StoreIncompleteError` when utterances are missing and `StoreWriteError`
+    when the disk refuses: then nothing is lost, and `finish` may be called again.
     """
     working = working_folder(path)
     if store_state(path) == "partial":
         with working_lock(working, "writers.lock", shared=False, wait=False):
-            _finish(path, working, set(expected or ()))
+            try:
+                _finish(path, working, set(expected or ()))
+            except OSError as error:
+                raise write_failure(path, error) from error
     if store_state(path) == "absent":
         raise InputNotFoundError(path, "teacher store", "Run kdpipe teacher-dump first")
     for leftover in {journal_folder(working), *([working] if working != path else [])}:

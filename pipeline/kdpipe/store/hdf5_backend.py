@@ -7,7 +7,9 @@ what it checks to, so reading needs no HDF5 library and damage never reaches one
 from __future__ import annotations
 
 import json
+import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,8 @@ def write_hdf5(
     The file appears under its name only when it is whole.
     """
     placed = place_records(index, header, ONE_PART)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A new name at every attempt: after a failed write the HDF5 library may not let go of the old.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     store = {
         "checksum": "00000000",
         "header": header_to_json(header),
@@ -74,47 +77,76 @@ def write_hdf5(
     room = len(json.dumps(store).encode()) + SPARE_BYTES
     block = max(512, 1 << (room - 1).bit_length())
     try:
-        extents = _write_datasets(temporary, block, store, placed, blocks)
-        _write_user_block(temporary, block, store, extents)
+        extents = _lay_out(temporary, block, store, placed)
+        filled = _fill(temporary, extents, placed, blocks)
+        _write_user_block(temporary, block, store, filled)
         temporary.replace(path)
+    except RuntimeError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"HDF5: {error}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
-def _write_datasets(
-    path: Path,
-    block: int,
-    store: Mapping[str, Any],
-    index: Index,
-    blocks: Iterable[Block],
-) -> Extents:
+def _lay_out(
+    path: Path, block: int, store: Mapping[str, Any], index: Index
+) -> dict[str, tuple[int, int]]:
+    """Make the file with room for every dataset; where each begins, and its bytes."""
     widths = Widths.of(header_from_json(store["header"], str(path)))
-    records_bytes = int(section_sizes(index.table, widths).sum())
-    arrays: dict[str, NDArray[Any]] = {
-        "table": index.table,
-        "ids": index.ids,
-        "lookup": index.lookup,
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        "records": ((int(section_sizes(index.table, widths).sum()),), np.dtype("u1")),
+        "table": (index.table.shape, np.dtype("<u4")),
+        "ids": (index.ids.shape, np.dtype("u1")),
+        "lookup": (index.lookup.shape, np.dtype("<u8")),
     }
-    checks = {name: google_crc32c.value(array.tobytes()) for name, array in arrays.items()}
     with h5py.File(path, "w", userblock_size=block) as file:
         text = json.dumps(store, ensure_ascii=False).encode()
         file.attrs["kdpipe_store"] = sealed_json(text).decode()
-        target = file.create_dataset("records", (records_bytes,), "u1", track_times=False)
-        position = checksum = 0
-        for piece in (part.content for part in blocks):
-            target[position : position + len(piece)] = piece
-            position += len(piece)
-            checksum = google_crc32c.extend(checksum, piece)
+        extents = {}
+        for name, (shape, kind) in shapes.items():
+            place = _room(file, name, shape, kind)
+            extents[name] = (place, math.prod(shape) * kind.itemsize)
+        return extents
+
+
+def _room(file: h5py.File, name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> int:
+    """Allocate a contiguous dataset without writing to it; where it begins (0 when empty)."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.CONTIGUOUS)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)
+    dataset = h5py.h5d.create(
+        file.id,
+        name.encode(),
+        h5py.h5t.py_create(kind),
+        h5py.h5s.create_simple(shape),
+        dcpl=settings,
+    )
+    return dataset.get_offset() or 0
+
+
+def _fill(
+    path: Path, places: Mapping[str, tuple[int, int]], index: Index, blocks: Iterable[Block]
+) -> Extents:
+    """Write the data where the datasets lie, past the HDF5 library."""
+    arrays = {"table": index.table, "ids": index.ids, "lookup": index.lookup}
+    checksums = {}
+    with path.open("r+b") as handle:
         for name, array in arrays.items():
-            file.create_dataset(name, data=array, track_times=False)
-        file.flush()
-        checks["records"] = checksum
-        return {
-            name: (file[name].id.get_offset() or 0, file[name].id.get_storage_size(), checks[name])
-            for name in DATASETS
-        }
+            content = np.ascontiguousarray(array).tobytes()
+            handle.seek(places[name][0])
+            handle.write(content)
+            checksums[name] = google_crc32c.value(content)
+        handle.seek(places["records"][0])
+        checksum = 0
+        for part in blocks:
+            handle.write(part.content.data)
+            checksum = google_crc32c.extend(checksum, part.content)
+        checksums["records"] = checksum
+    return {name: (*places[name], checksums[name]) for name in DATASETS}
 
 
 def _write_user_block(path: Path, block: int, store: Mapping[str, Any], extents: Extents) -> None:

@@ -29,7 +29,7 @@ from kdpipe.store.ragged import decode_records
 from kdpipe.store.record import Record, pack_record
 from kdpipe.store.schema import StoreHeader, UtteranceTargets
 
-__all__ = ["DensePosteriors", "StoreWriter"]
+__all__ = ["DensePosteriors", "StoreWriter", "write_failure"]
 
 DensePosteriors = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Dense natural-log posteriors of one utterance: frames (T', V) and tokens (L+1, V)."""
@@ -125,11 +125,7 @@ class StoreWriter:
             while self._pending:
                 self._commit(self._fitting())
         except OSError as error:
-            raise StoreWriteError(
-                self.path,
-                f"cannot write ({error.strerror or error})",
-                "Free space or mend the disk, then run the same command again: it resumes",
-            ) from error
+            raise write_failure(self.path, error) from error
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -207,6 +203,15 @@ class StoreWriter:
             self._journal.close()
             self._journal = None
         self._locks.close()
+
+
+def write_failure(path: Path, error: OSError) -> StoreWriteError:
+    """What to tell the user when the disk refuses."""
+    return StoreWriteError(
+        path,
+        f"cannot write ({error.strerror or error})",
+        "Free space or mend the disk, then run the same command again: it resumes",
+    )
 
 
 def _stamped(header: StoreHeader) -> StoreHeader:
