@@ -228,3 +228,17 @@ def test_blank_stays_out_while_the_ctc_takes_part() -> None:
             model.decoder.output_layer.bias[0] = 20.0
         for item in joint_beam_search(model, random_encoded(9, seed=seed), beam=3)[0]:
             assert 0 not in item.tokens
+
+
+def test_the_end_is_detected_when_three_lengths_in_a_row_are_hopeless() -> None:
+    finished = FinishedHypotheses(1)
+    assert not finished.end_detected(9)
+    for size, score in [(3, -1.0), (4, -12.0), (5, -12.5), (6, -10.9)]:
+        finished.add(ArHypothesis((2,) * size, score, 0.0, 0.0))
+    assert not finished.end_detected(8)
+    finished.add(ArHypothesis((2,) * 7, -30.0, 0.0, 0.0))
+    assert not finished.end_detected(9)
+    finished.add(ArHypothesis((2,) * 8, -31.0, 0.0, 0.0))
+    finished.add(ArHypothesis((2,) * 9, -31.0, 0.0, 0.0))
+    assert not finished.end_detected(10)
+    assert finished.end_detected(11)
