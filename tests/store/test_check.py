@@ -17,6 +17,7 @@ from kdpipe.store import StoreWriter, finish, open_store, store_state
 from kdpipe.store.check import verify_store
 from kdpipe.store.convert import convert_store
 from kdpipe.store.image import sealed_json
+from kdpipe.store.layout import COLUMNS
 from kdpipe.store.record import Record, pack_record
 from kdpipe.store.repair import drop_utterances
 
@@ -24,13 +25,27 @@ HEADER = make_header()
 COUNT = 24
 
 
-def make_store(path: Path, compact: bool = False) -> str:
-    write_targets(path, HEADER, range(COUNT), flush_bytes=2000)
-    digest = finish(path)
-    if compact:
-        path.rename(path.with_name("source.zarr"))
-        convert_store(path.with_name("source.zarr"), path, compact=True, level=1)
-    return digest
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same finished store as s.zarr, s.h5 and compact.zarr."""
+    folder = tmp_path_factory.mktemp("stores")
+    write_targets(folder / "s.zarr", HEADER, range(COUNT), flush_bytes=8000)
+    finish(folder / "s.zarr")
+    convert_store(folder / "s.zarr", folder / "s.h5")
+    convert_store(folder / "s.zarr", folder / "compact.zarr", compact=True, level=1)
+    return folder
+
+
+@pytest.fixture
+def store(stores: Path, tmp_path: Path) -> Path:
+    """A Zarr store to spoil."""
+    return copy_of(stores / "s.zarr", tmp_path)
+
+
+def copy_of(store: Path, folder: Path) -> Path:
+    target = folder / store.name
+    shutil.copytree(store, target) if store.is_dir() else shutil.copy(store, target)
+    return target
 
 
 def all_files(path: Path) -> list[Path]:
@@ -57,12 +72,9 @@ def flip_everywhere(path: Path, count: int, check: Callable[[Path], None]) -> No
         flip(victim, position, bit)
 
 
-@pytest.mark.parametrize(
-    ("name", "compact"), [("s.zarr", False), ("s.h5", False), ("s.zarr", True)]
-)
-def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, name: str, compact: bool) -> None:
-    path = tmp_path / name
-    make_store(path, compact)
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5", "compact.zarr"])
+def test_a_flipped_bit_anywhere_is_found(stores: Path, tmp_path: Path, name: str) -> None:
+    path = copy_of(stores / name, tmp_path)
     assert verify_store(path).sound
 
     def check(victim: Path) -> None:
@@ -71,14 +83,13 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, name: str, compact: boo
         except StoreFormatError as error:
             pytest.fail(f"{victim} taken for no store: {error}")
 
-    flip_everywhere(path, 60, check)
+    flip_everywhere(path, 40, check)
     assert verify_store(path).sound
 
 
 @pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
-def test_damage_names_the_part_and_the_utterance(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    make_store(path)
+def test_damage_names_the_part_and_the_utterance(stores: Path, tmp_path: Path, name: str) -> None:
+    path = copy_of(stores / name, tmp_path)
     shard = path / "records/c/0" if name == "s.zarr" else path
     needle = np.asarray(make_targets(5, HEADER).nbest[0].joint, "<f4").tobytes()
     flip(shard, shard.read_bytes().index(needle), 3)
@@ -91,9 +102,8 @@ def test_damage_names_the_part_and_the_utterance(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
-def test_truncation_is_found(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    make_store(path)
+def test_truncation_is_found(stores: Path, tmp_path: Path, name: str) -> None:
+    path = copy_of(stores / name, tmp_path)
     for victim in all_files(path):
         content = victim.read_bytes()
         for size in (0, len(content) // 2, len(content) - 1):
@@ -107,25 +117,27 @@ def test_truncation_is_found(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
-def test_dropping_what_is_damaged_and_dumping_it_again(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    digest = make_store(path)
+def test_dropping_what_is_damaged_and_dumping_it_again(
+    stores: Path, tmp_path: Path, name: str
+) -> None:
+    digest = open_store(stores / name).digest
+    path = copy_of(stores / name, tmp_path)
 
     def mend(victim: Path) -> None:
-        shutil.copytree(tmp_path, copy, dirs_exist_ok=True)
-        damaged = verify_store(copy / name).damaged_ids
-        dropped = drop_utterances(copy / name, ["utt-00002"])
+        folder = tmp_path / "mended"
+        folder.mkdir()
+        copy = copy_of(path, folder)
+        damaged = verify_store(copy).damaged_ids
+        dropped = drop_utterances(copy, ["utt-00002"])
         assert "utt-00002" in dropped
         assert len(dropped) <= len(damaged) + 3
-        assert store_state(copy / name) == "partial"
-        with StoreWriter(copy / name, HEADER) as writer:
-            for seed in range(COUNT):
-                writer.add(make_targets(seed, HEADER))
-        assert finish(copy / name) == digest
-        assert verify_store(copy / name).sound
-        shutil.rmtree(copy)
+        assert store_state(copy) == "partial"
+        write_targets(copy, HEADER, range(COUNT))
+        assert finish(copy) == digest
+        assert verify_store(copy).sound
+        assert [entry.name for entry in folder.iterdir()] == [name]
+        shutil.rmtree(folder)
 
-    copy = tmp_path.with_name(f"{tmp_path.name}-copy")
     flip_everywhere(path, 8, mend)
 
 
@@ -194,19 +206,14 @@ def rewrite_table(path: Path, column: int, value: int) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 2**16, 2**32 - 1])
 @pytest.mark.parametrize("column", range(12))
-def test_lengths_and_offsets_that_lie(tmp_path: Path, column: int, value: int) -> None:
-    path = tmp_path / "s.zarr"
-    make_store(path)
-    rewrite_table(path, column, value)
-    if (column, value) == (1, 0):
-        assert verify_store(path).sound
+def test_lengths_and_offsets_that_lie(store: Path, column: int, value: int) -> None:
+    rewrite_table(store, column, value)
+    if (COLUMNS[column], value) in {("address_high", 0), ("status", 0)}:
+        assert verify_store(store).sound
         return
-    report = verify_store(path)
-    lied = (column, value) not in {(9, 0)}
-    assert report.sound != lied
-    if lied:
-        with pytest.raises(KdpipeError):
-            open_store(path).read_batch([make_targets(s, HEADER).id for s in range(COUNT)])
+    assert not verify_store(store).sound
+    with pytest.raises(KdpipeError):
+        open_store(store).read_batch([f"utt-{seed:05d}" for seed in range(COUNT)])
 
 
 @pytest.mark.parametrize("codec", ["log8", "fp16"])
@@ -216,7 +223,7 @@ def test_records_that_lie_with_checksums_that_fit(tmp_path: Path, codec: str) ->
     random = np.random.default_rng(0)
     path = tmp_path / "s.zarr"
     with StoreWriter(path, header) as writer:
-        for seed in range(150):
+        for seed in range(100):
             honest = pack_record(make_targets(seed, header), header)
             lengths, content = list(honest.lengths), bytearray(honest.content)
             if seed % 2:
@@ -227,7 +234,7 @@ def test_records_that_lie_with_checksums_that_fit(tmp_path: Path, codec: str) ->
             writer.add_record(Record(honest.id, tuple(lengths), bytes(content)))
     finish(path)
     store, refused = open_store(path), verify_store(path).damaged_ids
-    assert 30 < len(refused) < len(store)
+    assert 20 < len(refused) < len(store)
     for utterance in refused:
         with pytest.raises(StoreDamageError, match=utterance):
             store[utterance]
@@ -253,12 +260,10 @@ def test_records_that_lie_with_checksums_that_fit(tmp_path: Path, codec: str) ->
         lambda store: store.update(digest=None),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, change: Callable[[dict[str, object]], None]) -> None:
-    path = tmp_path / "s.zarr"
-    make_store(path)
-    rewrite_root(path, change)
+def test_headers_that_lie(store: Path, change: Callable[[dict[str, object]], None]) -> None:
+    rewrite_root(store, change)
     with pytest.raises((StoreFormatError, StoreDamageError)):
-        open_store(path)
+        open_store(store)
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:
