@@ -24,6 +24,7 @@ __all__ = [
     "RaggedBatch",
     "RaggedNbest",
     "RaggedRows",
+    "SectionCutter",
     "decode_batch",
     "decode_records",
     "utterance_targets",
@@ -102,7 +103,7 @@ def decode_batch(
     Raises `ValueError` when the bytes contradict the table or themselves.
     """
     widths = Widths.of(header)
-    cut = _Cutter(records, np.cumsum(sizes, axis=1))
+    cut = SectionCutter(records, np.cumsum(sizes, axis=1))
     lengths = rows.astype(np.int64)
     frames, tokens = _decode_rows(cut, lengths, widths, header)
     references = cut.section("reference", widths.id).astype(np.int32)
@@ -129,7 +130,7 @@ def decode_records(records: Sequence[Record], header: StoreHeader) -> RaggedBatc
     return decode_batch([record.id for record in records], rows, sizes, contents, header)
 
 
-class _Cutter:
+class SectionCutter:
     """Cuts one section out of every record and joins the pieces."""
 
     def __init__(self, records: Sequence[NDArray[np.uint8]], ends: NDArray[np.int64]) -> None:
@@ -159,7 +160,7 @@ def _join(pieces: Sequence[NDArray[np.uint8]], kind: np.dtype[Any]) -> NDArray[A
 
 
 def _decode_rows(
-    cut: _Cutter, lengths: NDArray[np.int64], widths: Widths, header: StoreHeader
+    cut: SectionCutter, lengths: NDArray[np.int64], widths: Widths, header: StoreHeader
 ) -> tuple[RaggedRows, RaggedRows]:
     """Frames and tokens are decoded together and then cut apart."""
     words = cut.both("rows", widths.row)
@@ -230,7 +231,7 @@ def _decode_log_probs(
 
 
 def _decode_nbest(
-    cut: _Cutter, lengths: NDArray[np.int64], widths: Widths, header: StoreHeader
+    cut: SectionCutter, lengths: NDArray[np.int64], widths: Widths, header: StoreHeader
 ) -> RaggedNbest:
     """Copy every hypothesis together from its own tokens and the ends of its utterance's first."""
     offsets = _offsets(lengths[:, COLUMN["hypotheses"]])

@@ -17,9 +17,9 @@ from kdpipe.errors import (
 from kdpipe.store.cache import mappable_path
 from kdpipe.store.image import StoreImage
 from kdpipe.store.index import find_rows, ids_between
-from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths, addresses, section_sizes
+from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, SECTIONS, Widths, addresses, section_sizes
 from kdpipe.store.opening import open_image
-from kdpipe.store.ragged import RaggedBatch, decode_batch, utterance_targets
+from kdpipe.store.ragged import RaggedBatch, SectionCutter, decode_batch, utterance_targets
 from kdpipe.store.record import record_checksum
 from kdpipe.store.schema import StoreHeader, UtteranceTargets
 
@@ -133,6 +133,14 @@ class TeacherStore:
             return decode_batch(ids, rows, sizes, records, self.header)
         except (ValueError, IndexError) as error:
             raise self._culprit(ids, rows, str(error)) from error
+
+    def read_sections(self, ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        """The records of utterances, checked but not decoded: the bytes of every section of
+        FORMAT.md, joined over the batch."""
+        rows = self._image.index.table[self._rows(ids)]
+        sizes, records = self._records(ids, rows)
+        cut = SectionCutter(records, np.cumsum(sizes, axis=1))
+        return {name: cut.section(name, np.dtype(np.uint8)) for name in SECTIONS}
 
     def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         rows = find_rows(self._image.index, [utterance.encode() for utterance in ids])
