@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from kdpipe_cli.options import json_option
+from kdpipe_cli.options import device_option, json_option, seed_option
 
 __all__ = ["command"]
 
@@ -50,16 +50,61 @@ def info(store: str, as_json: bool) -> None:
 
 @command.command()
 @LOCAL_STORE
+@click.option(
+    "--recompute", type=click.IntRange(1), metavar="N", help="Run the teacher again on N."
+)
+@click.option("--repair", is_flag=True, help="Dump damaged utterances again.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="The store's teacher.")
+@click.option("--data", type=click.Path(path_type=Path), help="The data it was dumped from.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0),
+    default=0.01,
+    show_default=True,
+    help="With --recompute: largest mean KL, nats.",
+)
+@seed_option
+@device_option
 @json_option
-def verify(store: Path, as_json: bool) -> None:
+def verify(
+    store: Path,
+    recompute: int | None,
+    repair: bool,
+    teacher: Path | None,
+    data: Path | None,
+    threshold: float,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Check every byte; exit 0 when sound, 1 when damaged, 2 when it is no store.
 
-    Damaged parts are named, with the utterances in them.
+    Damaged parts are named, with the utterances in them. --recompute also runs the teacher
+    again on random utterances and compares; --repair dumps what is damaged again.
 
     \b
     Example:
       kdpipe store verify exp/train.zarr
+      kdpipe store verify exp/train.zarr --recompute 20 --teacher exp/teacher --data exp/data
+      kdpipe store verify exp/train.zarr --repair --teacher exp/teacher --data exp/data
     """
+    if (repair or recompute) and (teacher is None or data is None):
+        raise click.UsageError("--recompute and --repair need --teacher and --data.")
+    sound = _check(store, as_json)
+    if repair and not sound:
+        assert teacher is not None
+        assert data is not None
+        _repair(store, data, teacher, device)
+        sound = _check(store, as_json)
+    if recompute and sound:
+        assert teacher is not None
+        assert data is not None
+        sound = _recompute(store, data, teacher, recompute, seed, device, threshold)
+    sys.exit(0 if sound else 1)
+
+
+def _check(store: Path, as_json: bool) -> bool:
+    """Print what a check of every byte finds; True when the store is sound."""
     from kdpipe.errors import StoreFormatError
     from kdpipe.store.check import verify_store
 
@@ -79,7 +124,29 @@ def verify(store: Path, as_json: bool) -> None:
         "notes": report.notes,
     }
     click.echo(_json(content) if as_json else _findings(content))
-    sys.exit(0 if report.sound else 1)
+    return report.sound
+
+
+def _repair(store: Path, data: Path, teacher: Path, device: str) -> None:
+    from kdpipe.stages.store_teacher import repair_store
+
+    dropped = repair_store(store, data, teacher, device)
+    click.echo(f"dumped again: {len(dropped)} utterances: {' '.join(dropped)}")
+
+
+def _recompute(
+    store: Path, data: Path, teacher: Path, size: int, seed: int, device: str, threshold: float
+) -> bool:
+    from kdpipe.stages.store_teacher import recompute_sample
+
+    found = recompute_sample(store, data, teacher, size, seed, device)
+    verdict = "agrees" if found.within(threshold) else f"DIFFERS by more than {threshold:g} nats"
+    click.echo(
+        f"teacher on {found.utterances} utterances {verdict}: frame KL {found.frame_kl:.5f},"
+        f" token KL {found.token_kl:.5f}, same 1-best {100 * found.best_agrees:.1f}%,"
+        f" worst {found.worst}"
+    )
+    return found.within(threshold)
 
 
 @command.command()

@@ -11,13 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from numpy.typing import NDArray
 
+from kdpipe.checkpoint import ModelCard, save_model
 from kdpipe.config import Recipe, load_recipe
 from kdpipe.corpus.manifest import write_manifest
 from kdpipe.corpus.utterance import Utterance
+from kdpipe.features.prepared import PreparedData
+from kdpipe.models.config import Kind
+from kdpipe.stages.build import fresh_model
+from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["TINY_RECIPE", "tiny_manifest", "tiny_recipe", "tone_waveform"]
+__all__ = ["TINY_RECIPE", "random_model", "tiny_manifest", "tiny_recipe", "tone_waveform"]
 
 RATE = 16_000
 LETTERS = "ABCDEF"
@@ -90,3 +96,25 @@ def _random_text(random: np.random.Generator) -> str:
         for _ in range(random.integers(1, 3))
     ]
     return " ".join(words)
+
+
+def random_model(prepared: PreparedData, out: Path, kind: Kind, seed: int = 0) -> Path:
+    """A model directory with random weights, sharp enough that posteriors differ by frame."""
+    tokenizer = Tokenizer.load(prepared.tokenizer)
+    recipe = tiny_recipe()
+    section = recipe.teacher.model if kind == "ar" else recipe.student.model
+    model = fresh_model(section, kind, tokenizer, seed, torch.device("cpu"))
+    with torch.no_grad():
+        model.ctc.ctc_lo.weight *= 4.0
+    card = ModelCard(
+        name=out.name,
+        sizes=model.config,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        feature_type=prepared.feature_type,
+        feature_digest=prepared.feature_digest,
+        manifest_digest="",
+        seed=seed,
+        kdpipe_version="test",
+    )
+    save_model(out, card, model.state_dict(), prepared.tokenizer, prepared.cmvn)
+    return out

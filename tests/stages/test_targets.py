@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.batching import Batch, collate
-from kdpipe.checkpoint import ModelCard, load_model, save_model
+from kdpipe.checkpoint import load_model
 from kdpipe.config import load_recipe
 from kdpipe.errors import ConfigError, MismatchError, OutputConflictError, StoreIncompleteError
 from kdpipe.features.prepared import PreparedData
@@ -22,7 +22,7 @@ from kdpipe.stages.targets import TargetSource, online_targets
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.stages.train_student import stage_weights, student_losses, train_student
 from kdpipe.store import open_store
-from kdpipe.testing import TINY_RECIPE, tiny_recipe
+from kdpipe.testing import TINY_RECIPE, random_model, tiny_recipe
 from kdpipe.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
@@ -30,25 +30,9 @@ CPU = torch.device("cpu")
 EXACT = DumpSettings(top_k=100, min_prob=0.0, codec="fp32", nbest=4, beam=4, batch_frames=2000)
 
 
-def save_random_model(prepared: PreparedData, out: Path, kind: str, seed: int = 0) -> Path:
-    """A model directory with random weights, sharp enough that posteriors differ by frame."""
-    tokenizer = Tokenizer.load(prepared.tokenizer)
-    recipe = tiny_recipe()
-    section = recipe.teacher.model if kind == "ar" else recipe.student.model
-    model = fresh_model(section, "ar" if kind == "ar" else "mask-ctc", tokenizer, seed, CPU)
-    with torch.no_grad():
-        model.ctc.ctc_lo.weight *= 4.0
-    card = ModelCard(
-        out.name, model.config, tokenizer.fingerprint, prepared.feature_type,
-        prepared.feature_digest, "", seed, "test",
-    )  # fmt: skip
-    save_model(out, card, model.state_dict(), prepared.tokenizer, prepared.cmvn)
-    return out
-
-
 @pytest.fixture(scope="module")
 def teacher(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_model(tiny_data, tmp_path_factory.mktemp("models") / "teacher", "ar")
+    return random_model(tiny_data, tmp_path_factory.mktemp("models") / "teacher", "ar")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +125,7 @@ def test_the_first_stage_asks_for_no_nbest(tiny_data: PreparedData, exact_store:
 def test_another_teacher_of_the_same_tokenizer_is_welcome(
     tiny_data: PreparedData, tmp_path: Path
 ) -> None:
-    other = save_random_model(tiny_data, tmp_path / "other", "ar", seed=9)
+    other = random_model(tiny_data, tmp_path / "other", "ar", seed=9)
     teacher_dump(tiny_data.folder, "train", other, tmp_path / "o.h5", EXACT, Shard(), "cpu")
     tokenizer = Tokenizer.load(tiny_data.tokenizer)
     _, lineage = open_targets(str(tmp_path / "o.h5"), tiny_data, tokenizer, 4, CPU, False)
@@ -191,7 +175,7 @@ def test_a_complete_store_of_other_settings_is_not_overwritten(
 
 
 def test_a_student_is_no_teacher(tiny_data: PreparedData, tmp_path: Path) -> None:
-    student = save_random_model(tiny_data, tmp_path / "student", "mask-ctc")
+    student = random_model(tiny_data, tmp_path / "student", "mask-ctc")
     with pytest.raises(ConfigError, match="not an autoregressive teacher"):
         teacher_dump(tiny_data.folder, "train", student, tmp_path / "x.zarr", EXACT, Shard(), "cpu")
 

@@ -16,6 +16,7 @@ from kdpipe.losses import SparseRows
 from kdpipe.models import SUBSAMPLING, subsampled_lengths
 from kdpipe.stages.targets import NbestBatch, Targets, TargetSource
 from kdpipe.store import RaggedNbest, RaggedRows, TeacherStore, open_store
+from kdpipe.store.compatible import check_compatible
 from kdpipe.text.tokenizer import Tokenizer
 
 __all__ = ["cached_targets", "check_store", "open_targets"]
@@ -51,15 +52,10 @@ def check_store(
     store: TeacherStore, prepared: PreparedData, split: PreparedSplit, tokenizer: Tokenizer
 ) -> None:
     """Refuse a store whose targets would not fit the student's frames and tokens."""
-    header = store.header
-    pairs = {
-        "the tokenizer": (tokenizer.fingerprint, header.tokenizer.fingerprint),
-        "the features": (prepared.feature_digest, header.feature_digest),
-        "the subsampling": (SUBSAMPLING, header.subsampling),
-    }
-    for what, (ours, theirs) in pairs.items():
-        if ours != theirs:
-            raise MismatchError(what, str(ours)[:16], str(theirs)[:16], REDUMP)
+    check_compatible(
+        store.header, tokenizer.fingerprint, tokenizer.vocab_size, SUBSAMPLING,
+        prepared.feature_digest,
+    )  # fmt: skip
     ids = list(split.ids)
     missing = store.missing(ids)
     if missing:

@@ -52,15 +52,21 @@ class DemoRow:
 
 
 def run_demo(
-    out: Path, recipe: Recipe, seed: int, device: str, say: Callable[[str], None]
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    say: Callable[[str], None],
+    utterances: tuple[int, int, int] = (1000, 100, 100),
 ) -> list[DemoRow]:
     """Run every stage into `out` (finished ones are found complete), write results.json.
 
-    `say` is called with a line before each stage.
+    `say` is called with a line before each stage; `utterances` to synthesise for train, dev
+    and test.
     """
     started = time.perf_counter()
     say("1/6 synthesising speech")
-    synthesise(out / "corpus", seed=seed)
+    synthesise(out / "corpus", *utterances, seed=seed)
     say("2/6 preparing features and tokens")
     manifests = {name: read_manifest(out / "corpus" / f"{name}.jsonl") for name in SPLITS}
     prepare(manifests, out / "data", PrepareSettings())

@@ -1,0 +1,100 @@
+"""A store against its teacher: recomputed, compared, and mended after damage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdpipe.checkpoint import load_model
+from kdpipe.errors import MismatchError
+from kdpipe.features.prepared import PreparedData
+from kdpipe.stages.store_teacher import recompute_sample, repair_store
+from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
+from kdpipe.store import open_store
+from kdpipe.store.check import verify_store
+from kdpipe.testing import random_model
+from kdpipe_cli.main import main
+
+SETTINGS = DumpSettings(nbest=3, beam=3, batch_frames=2000)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tiny_data, tmp_path_factory.mktemp("models") / "teacher", "ar")
+
+
+@pytest.fixture
+def store(tiny_data: PreparedData, teacher: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "train.zarr"
+    teacher_dump(tiny_data.folder, "train", teacher, out, SETTINGS, Shard(), "cpu")
+    return out
+
+
+def flip_a_record_byte(store: Path) -> None:
+    shard = sorted((store / "records" / "c").iterdir())[0]
+    content = bytearray(shard.read_bytes())
+    content[len(open_store(store)) * 3] ^= 0x40
+    shard.write_bytes(content)
+
+
+def test_the_teacher_agrees_with_its_store(
+    tiny_data: PreparedData, teacher: Path, store: Path
+) -> None:
+    found = recompute_sample(store, tiny_data.folder, teacher, 5, 0, "cpu")
+    assert found.utterances == 5
+    assert found.best_agrees == 1.0
+    assert 0.0 <= found.frame_kl < 0.01
+    assert found.within(0.01)
+    assert not found.within(-1.0)
+    header = open_store(store).header
+    assert header.fidelity is not None
+    assert found.frame_kl == pytest.approx(header.fidelity.frame_kl, abs=5e-3)
+
+
+def test_another_teacher_is_refused(tiny_data: PreparedData, store: Path, tmp_path: Path) -> None:
+    other = random_model(tiny_data, tmp_path / "other", "ar", seed=3)
+    with pytest.raises(MismatchError, match="teacher's weights"):
+        recompute_sample(store, tiny_data.folder, other, 2, 0, "cpu")
+
+
+def test_repair_restores_the_very_same_content(
+    tiny_data: PreparedData, teacher: Path, store: Path
+) -> None:
+    digest = open_store(store).digest
+    flip_a_record_byte(store)
+    damaged = verify_store(store).damaged_ids
+    assert len(damaged) == 1
+    assert repair_store(store, tiny_data.folder, teacher, "cpu") == list(damaged)
+    assert verify_store(store).sound
+    assert open_store(store).digest == digest
+
+
+def test_the_command_repairs_and_recomputes(
+    tiny_data: PreparedData,
+    teacher: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flip_a_record_byte(store)
+    where = ["--teacher", str(teacher), "--data", str(tiny_data.folder)]
+
+    def verify(*options: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["kdpipe", "store", "verify", str(store), *options])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, capsys.readouterr().out
+
+    assert verify()[0] == 1
+    code, printed = verify("--repair", "--recompute", "3", *where)
+    assert code == 0
+    assert "dumped again: 1 utterances" in printed
+    assert "agrees" in printed
+    assert verify("--recompute", "3", "--threshold", "0", *where)[0] == 1
+    assert verify("--repair")[0] == 2
+
+
+def test_a_random_model_is_a_model(teacher: Path) -> None:
+    assert load_model(teacher).model.config.kind == "ar"
