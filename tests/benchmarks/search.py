@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -178,11 +178,14 @@ def rows_of(size: str, found: dict[str, float]) -> list[Row]:
 
 
 def search_seconds(
-    kind: Kind, size: str, utterances: Sequence[Utterance], batch: int, search: Search
+    kind: Kind, size: str, utterances: Sequence[Utterance], batch: int, beam: int
 ) -> tuple[float, float]:
-    """CPU seconds of search alone by seconds of speech, and peak resident memory in MiB."""
+    """CPU seconds of search alone by seconds of speech, and the MiB that decoding came to need."""
+    torch.set_num_threads(1)
+    search = ar(10, beam) if kind == "ar" else mask_ctc(beam)
     model = planted_model(size, kind, utterances, VOCABULARY)
     spent, seconds = 0.0, 0.0
+    before = _reset_peak()
     with torch.inference_mode():
         for features, lengths, part in batches(utterances, batch):
             encoded = model.encode(features, lengths)
@@ -190,26 +193,43 @@ def search_seconds(
             search(model, encoded)
             spent += time.thread_time() - start
             seconds += sum(utterance.seconds for utterance in part)
-    return spent / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    return spent / seconds, _peak("VmHWM") - before
+
+
+def _reset_peak() -> float:
+    """Resident MiB now; from here on the kernel counts the peak afresh (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak("VmRSS")
+
+
+def _peak(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024.0 for line in lines if line.startswith(field))
 
 
 def grow(size: str) -> Iterator[Row]:
-    """Search alone, without the encoder: batch, beam, then length (shortest first for memory)."""
+    """Search alone, without the encoder's time: batch, beam, then length.
 
-    def row(name: str, kind: Kind, utterances: list[Utterance], batch: int, search: Search) -> Row:
-        factor, memory = search_seconds(kind, size, utterances, batch, search)
-        return {"name": f"{name}_{size}", "search_rtf": factor, "peak_mib": memory}
-
+    Each in a process of its own, so that none finds memory that another has left.
+    """
+    kinds: tuple[Kind, ...] = ("ar", "mask-ctc")
     alike = make_utterances(16, 7.5, 7.5, VOCABULARY)
-    for batch in (1, 2, 4, 8, 16):
-        yield row(f"ar_beam10_batch{batch}", "ar", alike, batch, ar(10))
-    for beam in (1, 5, 10, 20):
-        yield row(f"ar_beam{beam}_batch4", "ar", alike[:4], 4, ar(10, beam))
-        yield row(f"mask_beam{beam}_batch1", "mask-ctc", alike, 1, mask_ctc(beam))
+    cases = [("batch", kind, alike, batch, 10) for batch in (1, 2, 4, 8, 16) for kind in kinds]
+    cases += [("beam", kind, alike[:4], 1, beam) for beam in (1, 5, 10, 20) for kind in kinds]
     for length in (5.0, 10.0, 20.0, 40.0, 80.0):
         long = make_utterances(1, length, length, VOCABULARY)
-        yield row(f"ar_beam10_{length:.0f}s", "ar", long, 1, ar(10))
-        yield row(f"mask_beam10_{length:.0f}s", "mask-ctc", long, 1, mask_ctc(10))
+        cases += [("length", kind, long, 1, 10) for kind in kinds]
+    for studied, kind, utterances, batch, beam in cases:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            factor, memory = pool.apply(search_seconds, (kind, size, utterances, batch, beam))
+        yield {
+            "name": f"growth_{studied}_{kind}_{size}",
+            "batch": batch,
+            "beam": beam,
+            "seconds": utterances[0].seconds,
+            "search_rtf": factor,
+            "mib": memory,
+        }
 
 
 def main() -> None:
