@@ -124,10 +124,10 @@ def _count(sums: list[int], contents: Sequence[bytes], level: int) -> None:
 def error_rows() -> list[Row]:
     """KL and gradient errors of each way to keep CTC posteriors, for two students."""
     teacher = SyntheticTeacher()
-    dense = np.concatenate([teacher.utterance(number).frames for number in range(4)])
+    dense = np.concatenate([teacher.utterance(number).frames for number in range(8)])
     rows = []
     for stage, kl in (("mid", 0.27), ("near", 0.004)):
-        for name, error in kept_errors(dense, kl).items():
+        for name, error in kept_errors(dense, teacher.embedding, kl).items():
             condition = f"{name}; student at KL {kl}"
             rows.append(row(f"kl_error_{stage}", error.kl, "nat", None, condition))
             rows.append(row(f"gradient_error_{stage}", error.gradient, "of RMS", None, condition))

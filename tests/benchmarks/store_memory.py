@@ -7,7 +7,6 @@ mapped files are the page cache's and given up when others need them) and its pe
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import threading
@@ -93,9 +92,9 @@ def _measure(action: str, store: Path, folder: Path) -> dict[str, float]:
     return answer
 
 
-def _anonymous_mb() -> float:
+def _status_mb(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(field):
             return int(line.split()[1]) / 1e3
     return 0.0
 
@@ -107,7 +106,7 @@ def main() -> None:
 
     def watch() -> None:
         while not done.is_set():
-            peak[0] = max(peak[0], _anonymous_mb())
+            peak[0] = max(peak[0], _status_mb("RssAnon"))
             time.sleep(0.01)
 
     watcher = threading.Thread(target=watch)
@@ -115,8 +114,7 @@ def main() -> None:
     ACTIONS[action](store, out)
     done.set()
     watcher.join()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps({"anonymous": peak[0], "resident": resident}))
+    print(json.dumps({"anonymous": peak[0], "resident": _status_mb("VmHWM")}))
 
 
 if __name__ == "__main__":

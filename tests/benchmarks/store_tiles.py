@@ -11,7 +11,7 @@ from kdpipe.store.blocks import Block, block_digests, mapped_blocks
 from kdpipe.store.compact import write_compact
 from kdpipe.store.convert import whole_folder
 from kdpipe.store.image import StoreImage
-from kdpipe.store.index import Index, content_digest, lookup_of
+from kdpipe.store.index import ContentDigest, Index, hashes_of, lookup_of
 from kdpipe.store.layout import COLUMN
 from kdpipe.store.opening import open_image
 from kdpipe.store.record import record_checksum
@@ -23,20 +23,22 @@ __all__ = ["tile_store"]
 def tile_store(source: Path, target: Path, count: int, compact_level: int | None = None) -> None:
     """Write `count` utterances, copies of those of `source`, as a mapped or compact store."""
     image = open_image(source)
-    rows, names, digests = [], [], []
+    rows, names, digest = [], [], ContentDigest(image.header)
     for block in _tiles(image, count):
         rows.append(block.rows)
         names.extend(block.names)
-        digests.extend(block_digests(block))
+        digest.update(block_digests(block))
     table = np.concatenate(rows)
     table[:, COLUMN["id_end"]] = np.cumsum([len(name) for name in names])
-    index = Index(table, np.frombuffer(b"".join(names), np.uint8), lookup_of(names))
-    digest = content_digest(image.header, digests)
+    index = Index(table, np.frombuffer(b"".join(names), np.uint8), lookup_of(hashes_of(names)))
+    total = digest.hexdigest()
     with whole_folder(target) as folder:
         if compact_level is None:
-            write_zarr(folder, image.header, digest, index, _tiles(image, count))
+            write_zarr(folder, image.header, total, index, _tiles(image, count))
         else:
-            write_compact(folder, image.header, digest, index, _tiles(image, count), compact_level)
+            write_compact(
+                folder, image.header, digest.hexdigest(), index, _tiles(image, count), compact_level
+            )
 
 
 def _tiles(image: StoreImage, count: int) -> Iterator[Block]:

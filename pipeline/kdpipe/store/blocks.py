@@ -11,9 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.errors import StoreDamageError
-from kdpipe.store.image import StoreImage
-from kdpipe.store.index import Index, content_digest, ids_between
-from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths, addresses, section_sizes
+from kdpipe.store.image import StoreImage, release_pages
+from kdpipe.store.index import ContentDigest, Index, ids_between
+from kdpipe.store.layout import (
+    COLUMN,
+    LENGTH_COLUMNS,
+    Widths,
+    addresses,
+    record_sizes,
+)
 from kdpipe.store.record import record_checksum
 from kdpipe.store.schema import StoreHeader
 
@@ -27,8 +33,9 @@ __all__ = [
     "row_groups",
 ]
 
-BLOCK_ROWS = 2048
-BLOCK_BYTES = 1 << 23
+BLOCK_ROWS = 512
+BLOCK_BYTES = 1 << 20
+HELD_BYTES = 1 << 24
 CRC = COLUMN["crc32c"]
 HEAD_BYTES = 4 * len(LENGTH_COLUMNS)
 NOTHING = np.zeros(0, np.uint8)
@@ -63,16 +70,21 @@ class Block:
 
 def mapped_blocks(image: StoreImage) -> Iterator[Block]:
     """All records of a mapped store; where one lies outside its part it comes out short."""
-    widths = Widths.of(image.header)
+    widths, held = Widths.of(image.header), 0
     for first, rows in row_groups(image.index.table, widths):
-        sizes = np.clip(section_sizes(rows, widths), 0, None).sum(axis=1).tolist()
+        sizes = record_sizes(rows, widths).tolist()
         records = []
         for place, size in zip(addresses(rows).tolist(), sizes, strict=True):
             number, offset = divmod(place, image.stride)
             records.append(image.records.get(number, NOTHING)[offset : offset + size])
         ends = np.cumsum([len(record) for record in records]).tolist()
         names = ids_between(image.index, first, first + len(rows))
+        held += ends[-1]
         yield Block(first, rows, names, np.concatenate(records), ends)
+        if held > HELD_BYTES:
+            held = 0
+            for shard in image.records.values():
+                release_pages(shard)
 
 
 def row_groups(
@@ -82,7 +94,7 @@ def row_groups(
     first = 0
     while first < len(table):
         rows = table[first : first + BLOCK_ROWS]
-        total = np.cumsum(np.clip(section_sizes(rows, widths), 0, None).sum(axis=1))
+        total = np.cumsum(record_sizes(rows, widths))
         count = max(1, int(np.searchsorted(total, BLOCK_BYTES)))
         yield first, rows[:count]
         first += count
@@ -98,12 +110,12 @@ def damaged_rows(block: Block) -> list[int]:
     return [position for position, crc in enumerate(wanted) if found[position] != crc]
 
 
-def block_digests(block: Block) -> list[bytes]:
-    """The digest of every utterance of a block, as FORMAT.md defines it."""
-    return [
+def block_digests(block: Block) -> bytes:
+    """The digests of the utterances of a block, as FORMAT.md defines them, end to end."""
+    return b"".join(
         hashlib.sha256(len(name).to_bytes(4, "little") + head + name + record.tobytes()).digest()
         for head, name, record in zip(block.heads(), block.names, block.records(), strict=True)
-    ]
+    )
 
 
 def checked(
@@ -111,22 +123,22 @@ def checked(
 ) -> Iterator[Block]:
     """Pass blocks on; at the first damaged record, or when the digest does not fit at the end,
     raise `StoreDamageError`. Without `digest` records alone are checked."""
-    digests: list[bytes] = []
+    total = ContentDigest(header)
     for block in blocks:
         damaged = damaged_rows(block)
         if damaged:
             names = [block.names[position].decode(errors="replace") for position in damaged]
             raise StoreDamageError(path, "records", "records are not what was written", names)
         if digest is not None:
-            digests.extend(block_digests(block))
+            total.update(block_digests(block))
         yield block
-    if digest is not None and content_digest(header, digests) != digest:
+    if digest is not None and total.hexdigest() != digest:
         raise StoreDamageError(path, "content", "the digest does not fit")
 
 
 def place_records(index: Index, header: StoreHeader, shard_bytes: int) -> Index:
     """The index of the same records laid end to end in order of ids, none across two shards."""
-    sizes = section_sizes(index.table, Widths.of(header)).sum(axis=1)
+    sizes = record_sizes(index.table, Widths.of(header))
     ends = np.cumsum(sizes)
     first = limit = 0
     while first < len(sizes):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from kdpipe.errors import StoreFormatError
 from kdpipe.store.blocks import Block, row_groups
 from kdpipe.store.image import map_file
-from kdpipe.store.index import Index, cut_ids, ids_between, lookup_of
+from kdpipe.store.index import Index, cut_ids, hashes_of, ids_between, lookup_of
 from kdpipe.store.layout import COLUMN, COLUMNS, SECTIONS, SHARD_BYTES, Widths, section_sizes
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import (
@@ -152,10 +152,10 @@ class _StreamWriter:
 
     def append(self, pieces: Sequence[NDArray[np.uint8]]) -> None:
         """Take items; whole chunks of them are written."""
-        size = sum(map(len, pieces))
-        self.pending.extend(pieces)
-        self.pending_bytes += size
-        self.total += size
+        joined = np.concatenate(pieces)
+        self.pending.append(joined)
+        self.pending_bytes += len(joined)
+        self.total += len(joined)
         if self.pending_bytes >= self.shape.chunk_bytes:
             joined = np.concatenate(self.pending)
             whole = len(joined) - len(joined) % self.shape.chunk_bytes
@@ -217,7 +217,7 @@ def open_compact(path: Path) -> CompactImage:
         rows = table.view("<u4").reshape(count, len(COLUMNS))
         ends = rows[:, COLUMN["id_end"]].tolist()
         ids = _plain(path, "ids/c/0", files, ends[-1] if ends else 0)
-        if section_sizes(rows, Widths.of(header)).min(initial=0) < 0:
+        if _lies(rows, Widths.of(header)):
             raise ValueError("lengths that contradict each other")
     except (KeyError, ValueError, RuntimeError) as error:
         raise StoreFormatError(path, f"its index: {error}", "Copy the store again") from error
@@ -227,8 +227,14 @@ def open_compact(path: Path) -> CompactImage:
         if f"{name}/c/0/0" in files
     }
     total = sum(size for size, _ in files.values()) + (path / "zarr.json").stat().st_size
-    index = Index(rows, ids, lookup_of(cut_ids(ends, ids)))
+    index = Index(rows, ids, lookup_of(hashes_of(cut_ids(ends, ids))))
     return CompactImage(path, header, store["digest"], index, streams, total)
+
+
+def _lies(table: NDArray[np.uint32], widths: Widths) -> bool:
+    return any(
+        bool((section_sizes(rows, widths) < 0).any()) for _, rows in row_groups(table, widths)
+    )
 
 
 def _plain(path: Path, name: str, files: Files, size: int) -> NDArray[np.uint8]:

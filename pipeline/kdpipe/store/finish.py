@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdpipe.errors import InputNotFoundError, StoreIncompleteError
 from kdpipe.store.blocks import mapped_blocks
 from kdpipe.store.hdf5_backend import write_hdf5
-from kdpipe.store.index import build_index, content_digest
+from kdpipe.store.index import ContentDigest, build_index
 from kdpipe.store.journal import (
     Ledger,
     journal_folder,
@@ -22,11 +23,13 @@ from kdpipe.store.journal import (
 )
 from kdpipe.store.opening import image_of_ledger, ledger_rows, open_image
 from kdpipe.store.paths import backend_of, store_state, working_folder
-from kdpipe.store.schema import Fidelity
+from kdpipe.store.schema import Fidelity, StoreHeader
 from kdpipe.store.writer import write_failure
 from kdpipe.store.zarr_backend import seal_shards, write_zarr_metadata
 
 __all__ = ["finish"]
+
+ROWS_AT_ONCE = 1 << 12
 
 
 def finish(path: Path, expected: Iterable[str] | None = None) -> str:
@@ -52,18 +55,29 @@ def finish(path: Path, expected: Iterable[str] | None = None) -> str:
 
 def _finish(path: Path, working: Path, expected: set[str]) -> None:
     ledger = read_ledger(working)
-    if expected - set(ledger.ids):
+    if expected and expected - {name.decode() for name in ledger.ids}:
         raise StoreIncompleteError(path, len(set(ledger.ids)))
     header, shard_bytes = read_working_header(working)
     header = replace(header, fidelity=_fidelity(ledger) or header.fidelity)
-    index, order = build_index(ledger.ids, ledger_rows(ledger))
-    digest = content_digest(header, [ledger.digests[position] for position in order.tolist()])
+    rows = ledger_rows(ledger)
+    ledger.rows.clear()
+    index, order = build_index(ledger.ids, rows)
+    digest = _digest(header, ledger, order)
     if backend_of(path) == "zarr":
         files = seal_shards(working, ledger.shards, shard_bytes)
         write_zarr_metadata(path, header, digest, index, files, shard_bytes)
         return
-    image = image_of_ledger(path, working, header, ledger, shard_bytes)
+    image = image_of_ledger(path, working, header, ledger, shard_bytes, index)
     write_hdf5(path, header, digest, index, mapped_blocks(image))
+
+
+def _digest(header: StoreHeader, ledger: Ledger, order: NDArray[np.int64]) -> str:
+    digests = np.concatenate([np.zeros((0, 32), np.uint8), *ledger.digests])
+    ledger.digests.clear()
+    total = ContentDigest(header)
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        total.update(digests[order[start : start + ROWS_AT_ONCE]].tobytes())
+    return total.hexdigest()
 
 
 def _fidelity(ledger: Ledger) -> Fidelity | None:

@@ -31,7 +31,7 @@ from kdpipe.store.image import (
     sealed_json,
 )
 from kdpipe.store.index import Index
-from kdpipe.store.layout import Widths, section_sizes
+from kdpipe.store.layout import Widths, record_sizes
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
 __all__ = [
@@ -96,7 +96,7 @@ def _lay_out(
     """Make the file with room for every dataset; where each begins, and its bytes."""
     widths = Widths.of(header_from_json(store["header"], str(path)))
     shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "records": ((int(section_sizes(index.table, widths).sum()),), np.dtype("u1")),
+        "records": ((int(record_sizes(index.table, widths).sum()),), np.dtype("u1")),
         "table": (index.table.shape, np.dtype("<u4")),
         "ids": (index.ids.shape, np.dtype("u1")),
         "lookup": (index.lookup.shape, np.dtype("<u8")),

@@ -18,8 +18,18 @@ from kdpipe.store.index import Index
 from kdpipe.store.layout import COLUMNS
 from kdpipe.store.schema import StoreHeader
 
-__all__ = ["StoreImage", "checked_json", "index_from_bytes", "is_digest", "map_file", "sealed_json"]
+__all__ = [
+    "StoreImage",
+    "checked_json",
+    "checksum_of",
+    "index_from_bytes",
+    "is_digest",
+    "map_file",
+    "release_pages",
+    "sealed_json",
+]
 
+PIECE_BYTES = 1 << 24
 CHECKSUM_FIELD = b'"checksum": "%08x"'
 
 
@@ -64,6 +74,28 @@ def map_file(path: Path, expected: int | None = None) -> NDArray[np.uint8]:
             path, f"cannot be read ({error.strerror})", "Copy or dump the store again"
         ) from error
     return np.frombuffer(mapped, np.uint8)
+
+
+def release_pages(mapped: NDArray[np.uint8]) -> None:
+    """Let go of a mapped file's pages; they come back from the page cache when they are read.
+
+    For passes over whole stores, whose resident memory would otherwise grow with them.
+    """
+    view: Any = mapped
+    while isinstance(view, np.ndarray):
+        view = view.base
+    file = view.obj if isinstance(view, memoryview) else view
+    if isinstance(file, mmap.mmap):
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def checksum_of(mapped: NDArray[np.uint8]) -> int:
+    """CRC-32C of mapped bytes, read piece by piece without keeping their pages."""
+    checksum = 0
+    for start in range(0, len(mapped), PIECE_BYTES):
+        checksum = google_crc32c.extend(checksum, mapped[start : start + PIECE_BYTES])
+        release_pages(mapped)
+    return checksum
 
 
 def index_from_bytes(

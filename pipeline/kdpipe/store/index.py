@@ -13,11 +13,12 @@ from kdpipe.store.layout import COLUMN, COLUMNS
 from kdpipe.store.schema import StoreHeader
 
 __all__ = [
+    "ContentDigest",
     "Index",
     "build_index",
-    "content_digest",
     "cut_ids",
     "find_rows",
+    "hashes_of",
     "id_hash",
     "ids_between",
     "lookup_of",
@@ -44,12 +45,13 @@ def id_hash(name: bytes) -> int:
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
 
 
-def build_index(ids: Sequence[str], rows: NDArray[np.uint32]) -> tuple[Index, NDArray[np.int64]]:
+def build_index(
+    names: Sequence[bytes], rows: NDArray[np.uint32]
+) -> tuple[Index, NDArray[np.int64]]:
     """Sort by id; of several rows of one id the first stays.
 
-    Returns the index and, for each of its rows, the position in `ids` it came from.
+    Returns the index and, for each of its rows, the position in `names` it came from.
     """
-    names = [utterance.encode() for utterance in ids]
     order = sorted(range(len(names)), key=names.__getitem__)
     kept = [
         position
@@ -61,15 +63,19 @@ def build_index(ids: Sequence[str], rows: NDArray[np.uint32]) -> tuple[Index, ND
     sizes = np.fromiter((len(names[position]) for position in kept), np.int64, len(kept))
     table[:, ID_END] = np.cumsum(sizes)
     blob = np.frombuffer(b"".join(names[position] for position in kept), np.uint8)
-    return Index(table, blob, lookup_of([names[position] for position in kept])), chosen
+    return Index(table, blob, lookup_of(hashes_of([names[position] for position in kept]))), chosen
 
 
-def lookup_of(names: Sequence[bytes]) -> NDArray[np.uint64]:
-    """The hashed look-up of ids in the order of the table."""
-    hashes = np.fromiter((id_hash(name) for name in names), np.uint64, len(names))
+def lookup_of(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The hashed look-up for the ids' hashes in the order of the table."""
     by_hash = np.argsort(hashes, kind="stable")
     lookup: NDArray[np.uint64] = np.stack((hashes[by_hash], by_hash.astype("<u8"))).astype("<u8")
     return lookup
+
+
+def hashes_of(names: Sequence[bytes]) -> NDArray[np.uint64]:
+    """`id_hash` of many."""
+    return np.fromiter((id_hash(name) for name in names), np.uint64, len(names))
 
 
 def find_rows(index: Index, names: Sequence[bytes]) -> NDArray[np.int64]:
@@ -77,7 +83,7 @@ def find_rows(index: Index, names: Sequence[bytes]) -> NDArray[np.int64]:
     rows = np.full(len(names), -1, np.int64)
     if not len(index):
         return rows
-    hashes = np.fromiter((id_hash(name) for name in names), np.uint64, len(names))
+    hashes = hashes_of(names)
     places = np.searchsorted(index.lookup[0], hashes)
     places[places == len(index)] = 0
     candidates = np.minimum(index.lookup[1][places], len(index) - 1).astype(np.int64)
@@ -115,11 +121,19 @@ def cut_ids(ends: Sequence[int], ids: NDArray[np.uint8], begin: int = 0) -> list
     return [ids[start:end].tobytes() for start, end in zip(starts, ends, strict=False)]
 
 
-def content_digest(header: StoreHeader, digests: Sequence[bytes]) -> str:
-    """Hex SHA-256 over the header's identity and the utterances' digests in order of their ids.
+class ContentDigest:
+    """SHA-256 over the header's identity and the utterances' digests in order of their ids.
 
     Independent of backend, writers, order of writing and crashes.
     """
-    total = hashlib.sha256(header.identity_digest().encode())
-    total.update(b"".join(digests))
-    return total.hexdigest()
+
+    def __init__(self, header: StoreHeader) -> None:
+        self._total = hashlib.sha256(header.identity_digest().encode())
+
+    def update(self, digests: bytes) -> None:
+        """Add the digests of the next utterances, 32 bytes each."""
+        self._total.update(digests)
+
+    def hexdigest(self) -> str:
+        """The content digest of what was added."""
+        return self._total.hexdigest()

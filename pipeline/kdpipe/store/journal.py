@@ -49,14 +49,14 @@ __all__ = [
 class Ledger:
     """All that the journals of a working folder acknowledge, in order of shard and commit.
 
-    `rows` are rows of `table` (n, 12) without `id_end`; `shards` holds, by number, the bytes
-    acknowledged and their CRC-32C; `fidelity` sums of KL and rows by utterance; `torn`
-    names journals that a killed writer left with half a line, `damaged` the bad lines otherwise.
+    `rows` are rows of `table` (n, 12) without `id_end`, `digests` (n, 32); `shards` holds, by
+    number, the bytes acknowledged and their CRC-32C; `fidelity` sums of KL and rows by utterance;
+    `torn` names half lines that killed writers left, `damaged` all other bad lines.
     """
 
-    ids: list[str] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
     rows: list[NDArray[np.uint32]] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
+    digests: list[NDArray[np.uint8]] = field(default_factory=list)
     shards: dict[int, tuple[int, int]] = field(default_factory=dict)
     fidelity: dict[str, list[float]] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
@@ -243,17 +243,20 @@ def survey_ledger(working: Path) -> Ledger:
 
 
 def _read_journal(path: Path, ledger: Ledger) -> None:
-    lines = path.read_bytes().split(b"\n")
-    unfinished = lines.pop()
-    for position, line in enumerate(lines, start=1):
-        content = _parse_line(line)
-        if content is None or not _enter(ledger, int(path.stem), content):
-            ledger.damaged.append(f"journal/{path.name} line {position}")
-            return
-    if _parse_line(unfinished[:-1]) is not None:
-        ledger.damaged.append(f"journal/{path.name} line {len(lines) + 1}")
-    elif unfinished:
-        ledger.torn.append(f"journal/{path.name}")
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.endswith(b"\n"):
+                flipped = _parse_line(line[:-1]) is not None
+                (ledger.damaged if flipped else ledger.torn).append(_line_name(path, number))
+                return
+            content = _parse_line(line[:-1])
+            if content is None or not _enter(ledger, int(path.stem), content):
+                ledger.damaged.append(_line_name(path, number))
+                return
+
+
+def _line_name(path: Path, number: int) -> str:
+    return f"journal/{path.name} line {number}"
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
@@ -273,9 +276,8 @@ def _enter(ledger: Ledger, number: int, line: dict[str, Any]) -> bool:
         return True
     try:
         rows = np.frombuffer(base64.b64decode(line["rows"]), "<u4").reshape(-1, len(COLUMNS))
-        joined = base64.b64decode(line["digests"])
-        digests = [joined[start : start + 32] for start in range(0, len(joined), 32)]
-        ids = [str(utterance) for utterance in line["ids"]]
+        digests = np.frombuffer(base64.b64decode(line["digests"]), np.uint8).reshape(-1, 32)
+        ids = [utterance.encode() for utterance in line["ids"]]
         fidelity = {str(key): [float(n) for n in sums] for key, sums in line["fidelity"].items()}
         shard = (int(line["end"]), int(line["crc32c"]))
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -285,6 +287,6 @@ def _enter(ledger: Ledger, number: int, line: dict[str, Any]) -> bool:
     ledger.shards[number] = shard
     ledger.ids.extend(ids)
     ledger.rows.append(rows)
-    ledger.digests.extend(digests)
+    ledger.digests.append(digests)
     ledger.fidelity.update(fidelity)
     return True

@@ -23,8 +23,11 @@ __all__ = [
     "SHARD_BYTES",
     "Widths",
     "addresses",
+    "record_sizes",
     "section_sizes",
 ]
+
+ROWS_AT_ONCE = 1 << 12
 
 CHUNK_BYTES = 1 << 16
 """Inner chunk of a shard of `records`."""
@@ -115,6 +118,15 @@ def section_sizes(rows: NDArray[np.uint32], widths: Widths) -> NDArray[np.int64]
     sizes[10] = length["middle_tokens"] * widths.id.itemsize
     sizes[11] = length["hypotheses"] * 16
     return sizes.T
+
+
+def record_sizes(table: NDArray[np.uint32], widths: Widths) -> NDArray[np.int64]:
+    """Bytes of each record, (n,), from a whole table; what is impossible counts 0."""
+    sizes = np.empty(len(table), np.int64)
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        rows = section_sizes(table[start : start + ROWS_AT_ONCE], widths)
+        sizes[start : start + ROWS_AT_ONCE] = np.clip(rows, 0, None).sum(axis=1)
+    return sizes
 
 
 def addresses(rows: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kdpipe.errors import InputNotFoundError
 from kdpipe.store.hdf5_backend import open_hdf5
 from kdpipe.store.image import StoreImage, map_file
-from kdpipe.store.index import build_index
+from kdpipe.store.index import Index, build_index
 from kdpipe.store.journal import Ledger, read_ledger, read_working_header, shard_path
 from kdpipe.store.layout import COLUMNS
 from kdpipe.store.paths import backend_of, store_state, working_folder
@@ -38,10 +38,19 @@ def open_working(path: Path) -> StoreImage:
 
 
 def image_of_ledger(
-    path: Path, working: Path, header: StoreHeader, ledger: Ledger, shard_bytes: int
+    path: Path,
+    working: Path,
+    header: StoreHeader,
+    ledger: Ledger,
+    shard_bytes: int,
+    index: Index | None = None,
 ) -> StoreImage:
-    """The shards of a working folder as far as `ledger` acknowledges them."""
-    index, _ = build_index(ledger.ids, ledger_rows(ledger))
+    """The shards of a working folder as far as `ledger` acknowledges them.
+
+    `index` is built from the ledger unless it is given.
+    """
+    if index is None:
+        index, _ = build_index(ledger.ids, ledger_rows(ledger))
     records = {
         number: map_file(shard_path(working, number))[:length]
         for number, (length, _) in ledger.shards.items()

@@ -67,7 +67,7 @@ class StoreWriter:
         self._working = working_folder(path)
         self._locks = ExitStack()
         self.header, self._shard_bytes = self._begin(header, shard_bytes)
-        self._known = set(read_ledger(self._working).ids)
+        self._known = self.done_ids()
         self._journal: Journal | None = None
         self._pending: list[Record] = []
         self._pending_bytes = 0
@@ -76,7 +76,7 @@ class StoreWriter:
 
     def done_ids(self) -> set[str]:
         """The utterances that any writer has acknowledged so far."""
-        return set(read_ledger(self._working).ids)
+        return {name.decode() for name in read_ledger(self._working).ids}
 
     def add(self, targets: UtteranceTargets, dense: DensePosteriors | None = None) -> bool:
         """Take one utterance; False when the store had it already.
@@ -203,6 +203,7 @@ class StoreWriter:
             self._journal.close()
             self._journal = None
         self._locks.close()
+        self._known.clear()
 
 
 def write_failure(path: Path, error: OSError) -> StoreWriteError:

@@ -34,7 +34,7 @@ from kdpipe.store.layout import (
     SHARD_BYTES,
     Widths,
     addresses,
-    section_sizes,
+    record_sizes,
 )
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
@@ -95,7 +95,7 @@ def write_zarr(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a whole store of the `blocks` of another into an empty folder."""
-    largest = section_sizes(index.table, Widths.of(header)).sum(axis=1).max(initial=0)
+    largest = record_sizes(index.table, Widths.of(header)).max(initial=0)
     shard_bytes = max(shard_bytes, -(-int(largest) // CHUNK_BYTES) * CHUNK_BYTES)
     placed = place_records(index, header, shard_bytes)
     shard_path(folder, 0).parent.mkdir(parents=True)
