@@ -74,13 +74,18 @@ def tone_waveform(text: str, random: np.random.Generator) -> NDArray[np.float32]
     return (waveform + 0.003 * random.standard_normal(len(waveform))).astype(np.float32)
 
 
-def tiny_manifest(folder: Path, utterances: int, seed: int) -> Path:
-    """Write `utterances` chord utterances and their manifest into `folder`."""
+def tiny_manifest(
+    folder: Path, utterances: int, seed: int, words: tuple[int, int] = (1, 2)
+) -> Path:
+    """Write `utterances` chord utterances and their manifest into `folder`.
+
+    Each has a number of words drawn from `words` (ends included).
+    """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number in range(utterances):
-        text = _random_text(random)
+        text = _random_text(random, words)
         waveform = tone_waveform(text, random)
         path = folder / f"{folder.name}-{number:03d}.wav"
         soundfile.write(path, waveform, RATE, subtype="PCM_16")
@@ -90,12 +95,12 @@ def tiny_manifest(folder: Path, utterances: int, seed: int) -> Path:
     return manifest
 
 
-def _random_text(random: np.random.Generator) -> str:
-    words: Sequence[str] = [
+def _random_text(random: np.random.Generator, words: tuple[int, int]) -> str:
+    spoken: Sequence[str] = [
         "".join(random.choice(list(LETTERS), size=random.integers(2, 5)))
-        for _ in range(random.integers(1, 3))
+        for _ in range(random.integers(words[0], words[1] + 1))
     ]
-    return " ".join(words)
+    return " ".join(spoken)
 
 
 def random_model(prepared: PreparedData, out: Path, kind: Kind, seed: int = 0) -> Path:

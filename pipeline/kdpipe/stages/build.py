@@ -14,6 +14,7 @@ from kdpipe.features.specaugment import SpecAugmentSettings
 from kdpipe.models import ModelConfig, RecognitionModel, build_model, size_by_name
 from kdpipe.models.config import Kind
 from kdpipe.stages.dev_metrics import dev_scorer
+from kdpipe.stages.device import keep_freed_memory
 from kdpipe.stages.training import StepLosses, TrainingRun, run_training
 from kdpipe.text.tokenizer import Tokenizer
 
@@ -78,6 +79,7 @@ def train_and_save(
     lineage: tuple[Lineage, ...] = (),
 ) -> None:
     """Train on the train split, watch the dev split, write the model directory."""
+    keep_freed_memory()
     tokenizer = Tokenizer.load(prepared.tokenizer)
     device = next(model.parameters()).device
     dev = dev_scorer(
