@@ -242,6 +242,10 @@ def test_headers_survive_json_and_nothing_else_does() -> None:
     for content in wrong:
         with pytest.raises(StoreFormatError):
             header_from_json(content, "x")
+    older = {k: v for k, v in header_to_json(header).items() if k != "expected_utterances"}
+    assert header_from_json(older, "x") == header
+    with pytest.raises(StoreFormatError, match="teacher"):
+        header_from_json({k: v for k, v in older.items() if k != "teacher"}, "x")
     with pytest.raises(StoreFormatError, match="Upgrade"):
         header_from_json({**header_to_json(header), "format_version": 2}, "x")
     assert isinstance(header, StoreHeader)

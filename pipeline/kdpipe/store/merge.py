@@ -60,6 +60,7 @@ def join_stores(
         lineage=tuple(str(image.digest) for image in images),
         created="",
         kdpipe_version="",
+        expected_utterances=0,
         fidelity=None,
     )
     _require_same_overlap(sources)
@@ -131,6 +132,7 @@ def _average_header(stores: Sequence[TeacherStore]) -> StoreHeader:
         lineage=tuple(str(store.digest) for store in stores),
         created="",
         kdpipe_version="",
+        expected_utterances=0,
         fidelity=None,
     )
 

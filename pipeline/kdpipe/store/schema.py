@@ -52,6 +52,16 @@ SCORE_DEFINITIONS = {
     "posterior": "exp(joint) over the sum of exp(joint) of the stored n-best (Eq. 9)",
 }
 
+FREE_FIELDS = (
+    "created",
+    "kdpipe_version",
+    "licence",
+    "expected_utterances",
+    "fidelity",
+    "lineage",
+)
+"""Fields that the content digest does not cover."""
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -140,7 +150,9 @@ class StoreHeader:
     `frame_shift_seconds` is between encoder frames (after subsampling). `decode` holds every
     setting of the search. Classes below `min_prob` and beyond the `top_k` likeliest are in the
     tail. `step` (nats) is the quantisation step of codec `log8`: no stored log-probability is
-    off by more than `step`. `lineage` holds the digests of the stores this one was made from.
+    off by more than `step`. `expected_utterances` is how many the finished store will hold (0: not
+    known). `lineage` holds the digests of the stores this one was made from. Fields with a default
+    may be absent from a stored header.
     """
 
     teacher: TeacherIdentity
@@ -162,13 +174,14 @@ class StoreHeader:
     created: str = ""
     kdpipe_version: str = ""
     licence: str = ""
+    expected_utterances: int = 0
     fidelity: Fidelity | None = None
     lineage: tuple[str, ...] = ()
 
     def identity(self) -> Json:
         """The fields that a writer must repeat to resume, and that the content digest covers."""
         content = header_to_json(self)
-        for name in ("created", "kdpipe_version", "licence", "fidelity", "lineage"):
+        for name in FREE_FIELDS:
             del content[name]
         return content
 
@@ -219,6 +232,7 @@ def _check_ranges(header: StoreHeader) -> None:
         "subsampling": header.subsampling >= 1,
         "frame_shift_seconds": 0.0 < header.frame_shift_seconds < 10.0,
         "nbest": 0 <= header.nbest < 2**16,
+        "expected_utterances": header.expected_utterances >= 0,
         "format_version": header.format_version >= 1,
     }
     broken = [name for name, holds in rules.items() if not holds]
@@ -227,14 +241,20 @@ def _check_ranges(header: StoreHeader) -> None:
 
 
 def _from_json(kind: type[T], content: object, where: str) -> T:
-    """Build a dataclass from a JSON object whose keys are exactly its fields."""
+    """Build a dataclass from a JSON object of its fields; those with a default may be absent."""
     if not isinstance(content, dict):
         raise TypeError(f"{where} is no JSON object")
     hints = typing.get_type_hints(kind)
-    if set(content) != set(hints):
-        wrong = sorted(str(name) for name in set(content) ^ set(hints))
+    optional = {f.name for f in dataclasses.fields(kind) if _has_default(f)}  # type: ignore[arg-type]
+    wrong = sorted(str(name) for name in (set(content) ^ set(hints)) - (optional - set(content)))
+    if wrong:
         raise ValueError(f"{where} lacks or has too many of: {', '.join(wrong[:8])}")
-    return kind(**{name: _value(hints[name], content[name], name) for name in hints})
+    return kind(**{name: _value(hints[name], value, name) for name, value in content.items()})
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _value(hint: Any, value: object, name: str) -> object:

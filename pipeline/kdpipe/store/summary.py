@@ -39,6 +39,7 @@ def store_info(path: Path | str) -> dict[str, Any]:
         "profile": "compact" if isinstance(image, CompactImage) else "mapped",
         "complete": image.digest is not None,
         "utterances": len(image.index),
+        "expected_utterances": header.expected_utterances,
         "hours": hours,
         "bytes": image.total_bytes,
         "mb_per_hour": image.total_bytes / 1e6 / hours if hours else 0.0,
@@ -106,7 +107,7 @@ def store_card(path: Path | str) -> str:
         "Licence": info["licence"] or "not stated: ask whoever made the store",
         "Extent": f"{info['utterances']} utterances, {info['hours']:.2f} hours of speech,"
         f" {info['frames']} frames, {info['tokens']} token positions, {info['hypotheses']}"
-        " hypotheses" + ("" if info["complete"] else " (still being written)"),
+        f" hypotheses{_progress(info)}",
         "Status": ", ".join(f"{name} {count}" for name, count in info["status"].items()),
         "Size": f"{info['bytes'] / 1e6:.2f} MB, {info['mb_per_hour']:.2f} MB per hour"
         f" ({info['backend']}, {info['profile']})",
@@ -130,6 +131,14 @@ def store_card(path: Path | str) -> str:
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     scores = "\n".join(f"- `{name}`: {text}" for name, text in info["score_definitions"].items())
     return CARD.format(name=Path(path).name, table=table, scores=scores)
+
+
+def _progress(info: dict[str, Any]) -> str:
+    """How far a store under construction is."""
+    if info["complete"]:
+        return ""
+    total = info["expected_utterances"]
+    return f" (still being written, of {total})" if total else " (still being written)"
 
 
 CARD = """# Teacher store {name}
