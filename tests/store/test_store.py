@@ -24,6 +24,7 @@ from kdpipe.errors import (
     OutputConflictError,
     StoreFormatError,
     StoreIncompleteError,
+    StoreWriteError,
     UtteranceNotFoundError,
 )
 from kdpipe.store import StoreWriter, finish, open_store, store_state
@@ -249,3 +250,23 @@ def test_headers_survive_json_and_nothing_else_does() -> None:
     with pytest.raises(StoreFormatError, match="Upgrade"):
         header_from_json({**header_to_json(header), "format_version": 2}, "x")
     assert isinstance(header, StoreHeader)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreWriteError, match="cannot write"):
+        StoreWriter(tmp_path / "file" / "s.zarr", make_header())
+
+
+def test_opening_while_another_process_finishes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_targets(path, make_header(), range(3))
+
+    def finished_meanwhile(working: Path) -> tuple[StoreHeader, int]:
+        monkeypatch.undo()
+        finish(path)
+        raise FileNotFoundError(working)
+
+    monkeypatch.setattr("kdpipe.store.opening.read_working_header", finished_meanwhile)
+    assert open_store(path).complete

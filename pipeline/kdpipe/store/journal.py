@@ -24,7 +24,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import BusyOutputError, StoreDamageError, StoreFormatError
+from kdpipe.errors import (
+    BusyOutputError,
+    StoreDamageError,
+    StoreFormatError,
+    StoreWriteError,
+)
 from kdpipe.files import atomic_write_bytes, sync_folder
 from kdpipe.store.image import checked_json, sealed_json
 from kdpipe.store.layout import CHUNK_BYTES, COLUMN, COLUMNS
@@ -116,6 +121,10 @@ def working_lock(working: Path, name: str, shared: bool, wait: bool) -> Iterator
     except BlockingIOError as error:
         os.close(handle)
         raise BusyOutputError(working) from error
+    except OSError as error:
+        os.close(handle)
+        problem = f"its file system has no locks ({error.strerror})"
+        raise StoreWriteError(working, problem, "Write to a local disk, then copy") from error
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import InputNotFoundError
+from kdpipe.errors import InputNotFoundError, StoreFormatError
 from kdpipe.store.hdf5_backend import open_hdf5
 from kdpipe.store.image import StoreImage, map_file
 from kdpipe.store.index import Index, build_index
@@ -26,7 +26,12 @@ def open_image(path: Path) -> StoreImage:
     if state == "absent":
         raise InputNotFoundError(path, "teacher store", "Check the path, or run teacher-dump")
     if state == "partial":
-        return open_working(path)
+        try:
+            return open_working(path)
+        except (FileNotFoundError, StoreFormatError):
+            # It may have been finished while it was being opened.
+            if store_state(path) != "complete":
+                raise
     return open_zarr(path) if backend_of(path) == "zarr" else open_hdf5(path)
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import OutputConflictError, StoreFormatError, StoreWriteError
+from kdpipe.errors import KdpipeError, OutputConflictError, StoreFormatError, StoreWriteError
 from kdpipe.store.encode import check_codec, kl_to_stored
 from kdpipe.store.journal import (
     Journal,
@@ -58,8 +58,6 @@ class StoreWriter:
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         check_codec(header)
-        if store_state(path) == "complete":
-            raise StoreFormatError(path, "is complete", "Remove it, or give another --out")
         self.path = path
         self.writer = writer
         self.flush_bytes = flush_bytes
@@ -67,7 +65,11 @@ class StoreWriter:
         self._working = working_folder(path)
         self._locks = ExitStack()
         self.header, self._shard_bytes = self._begin(header, shard_bytes)
-        self._known = self.done_ids()
+        try:
+            self._known = self.done_ids()
+        except BaseException:
+            self._locks.close()
+            raise
         self._journal: Journal | None = None
         self._pending: list[Record] = []
         self._pending_bytes = 0
@@ -150,13 +152,20 @@ class StoreWriter:
             self._release()
 
     def _begin(self, header: StoreHeader, shard_bytes: int) -> tuple[StoreHeader, int]:
-        """Lay the store down, or check that it is the one begun earlier."""
-        for folder in (journal_folder(self._working), self._working / "records" / "c"):
-            folder.mkdir(parents=True, exist_ok=True)
-        with working_lock(self._working, "setup.lock", shared=False, wait=True):
-            if store_state(self.path) == "absent":
-                write_working_header(self._working, _stamped(header), shard_bytes)
-            begun, begun_bytes = read_working_header(self._working)
+        """Lay the store down, or check that it is the one begun earlier; join its writers."""
+        self._refuse_complete()
+        try:
+            for folder in (journal_folder(self._working), self._working / "records" / "c"):
+                folder.mkdir(parents=True, exist_ok=True)
+            with working_lock(self._working, "setup.lock", shared=False, wait=True):
+                if store_state(self.path) == "absent":
+                    write_working_header(self._working, _stamped(header), shard_bytes)
+                self._refuse_complete()
+                begun, begun_bytes = read_working_header(self._working)
+        except KdpipeError:
+            raise
+        except OSError as error:
+            raise write_failure(self.path, error) from error
         changes = _changes(begun, header)
         if changes:
             raise OutputConflictError(self.path, changes)
@@ -164,6 +173,10 @@ class StoreWriter:
             working_lock(self._working, "writers.lock", shared=True, wait=False)
         )
         return begun, begun_bytes
+
+    def _refuse_complete(self) -> None:
+        if store_state(self.path) == "complete":
+            raise StoreFormatError(self.path, "is complete", "Remove it, or give another --out")
 
     def _fitting(self) -> list[Record]:
         """As many pending records as fit into the shard; a new shard when none does."""
