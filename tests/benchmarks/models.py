@@ -131,12 +131,12 @@ def joint_loss(model: RecognitionModel, batch: Batch) -> Tensor:
     log_probs = model.ctc_log_probs(encoded.hidden).transpose(0, 1)
     sizes, tokens, end = batch.token_lengths, batch.tokens, model.config.vocab_size - 1
     ctc = F.ctc_loss(log_probs, tokens, encoded.lengths, sizes, reduction="sum", zero_infinity=True)
-    inputs = torch.cat([tokens.new_full((16, 1), end), tokens], 1)
+    inputs = torch.cat([tokens.new_full((len(tokens), 1), end), tokens], 1)
     targets = torch.cat([tokens, tokens[:, :1]], 1).scatter(1, sizes[:, None], end)
     real = torch.arange(inputs.shape[1]) <= sizes[:, None]
     logits = model.decoder_logits(encoded, inputs, sizes + 1)
     attention = F.cross_entropy(logits[real], targets[real], label_smoothing=0.1, reduction="sum")
-    return (0.3 * ctc + 0.7 * attention) / 16
+    return (0.3 * ctc + 0.7 * attention) / len(tokens)
 
 
 def training_figure(name: str, config: ModelConfig, baseline: float, repeats: int) -> Figure:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdpipe.models import RecognitionModel, layers, linear, subsampled_lengths
+from kdpipe.models import RecognitionModel, linear, subsampled_lengths, subsampling
 from kdpipe.models.encoder import ConformerLayer
 
 TinyModel = Callable[..., RecognitionModel]
@@ -193,6 +193,27 @@ def test_pieces_of_a_long_input_fit_together(
     features, lengths = batch_of([61, 30])
     with torch.inference_mode():
         whole = model.encode(features, lengths).hidden
-        monkeypatch.setattr(layers, "FRAMES_AT_ONCE", 2 * frames)
+        monkeypatch.setattr(subsampling, "FRAMES_AT_ONCE", 2 * frames)
         pieces = model.encode(features, lengths).hidden
     assert torch.allclose(whole, pieces, atol=1e-6)
+
+
+def test_subsampling_and_its_gradients_match_pytorch(tiny_model: TinyModel) -> None:
+    module = tiny_model().encoder.embed
+    features = torch.randn(3, 33, 20)
+    results = []
+    for plain in (False, True):
+        module.zero_grad()
+        inputs = features.clone().requires_grad_()
+        if plain:
+            maps = module.conv(inputs.unsqueeze(1))
+            output = module.out(maps.transpose(1, 2).flatten(2))
+        else:
+            output = module(inputs)
+        torch.autograd.backward(output.square().sum())
+        gradients = [parameter.grad for parameter in module.parameters()]
+        results.append([output.detach(), inputs.grad, *gradients])
+    for found, expected in zip(*results, strict=True):
+        assert found is not None
+        assert expected is not None
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)

@@ -18,13 +18,13 @@ from kdpipe.models.attention import (
 from kdpipe.models.config import ModelConfig
 from kdpipe.models.dropout import add_dropped, dropout
 from kdpipe.models.layers import (
-    Conv2dSubsampling,
     ConvolutionModule,
     PositionwiseFeedForward,
     layer_norm,
 )
 from kdpipe.models.lengths import Padding, find_padding, subsampled_lengths
 from kdpipe.models.positions import absolute_positions, legacy_positions, relative_positions
+from kdpipe.models.subsampling import Conv2dSubsampling
 
 __all__ = ["ConformerLayer", "Encoder", "TransformerLayer"]
 

@@ -1,4 +1,4 @@
-"""The building blocks of encoder and decoder: feed-forward, convolution, subsampling.
+"""The building blocks of encoder and decoder: feed-forward and convolution module.
 
 Parameter names are ESPnet's, so that its checkpoints load name by name. Frames stay
 (B, T, D) throughout: a channels-last layout for the convolutions, many times faster on a
@@ -16,15 +16,12 @@ from torch import Tensor, nn
 
 from kdpipe.models.derived import DerivedWeights, packed_linear
 from kdpipe.models.dropout import dropout
-from kdpipe.models.lengths import SUBSAMPLING, Padding, subsampled_lengths
+from kdpipe.models.lengths import Padding
 from kdpipe.models.linear import linear
 
-__all__ = ["Conv2dSubsampling", "ConvolutionModule", "PositionwiseFeedForward", "depthwise"]
+__all__ = ["ConvolutionModule", "PositionwiseFeedForward", "depthwise"]
 
 LAYER_NORM_EPSILON = 1e-12
-# Output frames (of all utterances) that are subsampled at once in inference: their maps are a
-# hundred times the size of the features.
-FRAMES_AT_ONCE = 2048
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
@@ -151,65 +148,3 @@ class ConvolutionModule(nn.Module):
         counter = cast(Tensor, norm.num_batches_tracked)
         sources = [weight, bias, norm.weight, norm.bias, mean, variance, counter]
         return self._derived.get("folded", sources, compute)
-
-
-class Conv2dSubsampling(nn.Module):
-    """Two unpadded 3x3 convolutions of stride 2 and a linear layer: 4x fewer frames."""
-
-    def __init__(self, feature_dim: int, dim: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(1, dim, 3, 2), nn.ReLU(), nn.Conv2d(dim, dim, 3, 2), nn.ReLU()
-        )
-        bands = ((feature_dim - 1) // 2 - 1) // 2
-        self.out = nn.Sequential(nn.Linear(dim * bands, dim))
-        self._derived = DerivedWeights()
-
-    def forward(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T2 D"]:
-        """Long inputs go in pieces in inference, for the sake of memory; T is 7 or more."""
-        frames, size = subsampled_lengths(features.shape[1]), features.shape[0]
-        step = max(FRAMES_AT_ONCE // max(size, 1), 1)
-        if torch.is_grad_enabled() or frames <= step:
-            return self._subsample(features)
-        starts = range(0, frames, step)
-        ends = [min(start + step, frames) for start in starts]
-        pieces = [
-            self._subsample(features[:, SUBSAMPLING * start : SUBSAMPLING * end + 3])
-            for start, end in zip(starts, ends, strict=True)
-        ]
-        return torch.cat(pieces, 1)
-
-    def _subsample(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T2 D"]:
-        first, second, last = self._parts()
-        sources = [first.weight, second.weight, last.weight]
-        one, two, three = self._derived.get("layouts", sources, self._layouts)
-        maps = _first_convolution(features, one, cast(Tensor, first.bias))
-        maps = F.relu_(F.conv2d(maps.permute(0, 3, 1, 2), two, second.bias, 2))
-        return linear(maps.permute(0, 2, 3, 1).flatten(2), three, last.bias)
-
-    def _parts(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Linear]:
-        parts = (self.conv[0], self.conv[2], self.out[0])
-        return cast(tuple[nn.Conv2d, nn.Conv2d, nn.Linear], parts)
-
-    def _layouts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights for channels-last maps: (9, D), (D, D, 3, 3), (D, bands * D)."""
-        first, second, last = (part.weight for part in self._parts())
-        dim = last.shape[0]
-        return (
-            first.view(dim, 9).t().contiguous(),
-            second.contiguous(memory_format=torch.channels_last),
-            last.view(dim, dim, -1).transpose(1, 2).reshape(dim, -1),
-        )
-
-
-def _first_convolution(
-    features: Float[Tensor, "B T F"], weight: Float[Tensor, "9 D"], bias: Float[Tensor, "D"]
-) -> Float[Tensor, "B T2 F2 D"]:
-    """The 3x3 convolution of one channel and its ReLU, as a product with its patches.
-
-    With so few inputs an output the product, and its weight gradient above all, takes a
-    third of the time of a convolution (CPU).
-    """
-    patches = features.unfold(1, 3, 2).unfold(2, 3, 2)
-    flat = F.relu_(torch.addmm(bias, patches.reshape(-1, 9), weight))
-    return flat.view(*patches.shape[:3], -1)
