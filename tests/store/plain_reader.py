@@ -53,7 +53,8 @@ def read_records(store: dict[str, Any], root: Any, table: Any, sections: Any) ->
 def section_table(header: dict[str, Any]) -> Any:
     """A function from a table row to (name, type, count) of the sections."""
     row_kind = np.dtype("u1" if header["top_k"] < 128 else "<u2")
-    id_kind = np.dtype("<u2" if header["tokenizer"]["vocab_size"] <= 65536 else "<u4")
+    by_size = 2 if header["tokenizer"]["vocab_size"] <= 65536 else 4
+    id_kind = np.dtype(f"<u{header.get('id_bytes') or by_size}")
     code = np.dtype({"log8": "u1", "fp16": "<f2", "fp32": "<f4"}[header["codec"]])
     tail = np.dtype("<f4" if header["codec"] == "fp32" else "<f2")
     c = int(header["codec"] == "log8")

@@ -224,7 +224,7 @@ def test_records_that_lie_with_checksums_that_fit(tmp_path: Path, codec: str) ->
     path = tmp_path / "s.zarr"
     with StoreWriter(path, header) as writer:
         for seed in range(100):
-            honest = pack_record(make_targets(seed, header), header)
+            honest = pack_record(make_targets(seed, header), writer.header)
             lengths, content = list(honest.lengths), bytearray(honest.content)
             if seed % 2:
                 place = int(random.integers(len(lengths)))

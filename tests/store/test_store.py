@@ -36,6 +36,8 @@ CODECS = [
     ({"codec": "fp16", "top_k": 60, "min_prob": 0.0}, 2e-2),
     ({"codec": "fp32", "top_k": 300, "min_prob": 0.0}, 1e-6),
     ({"vocab_size": 70_000, "top_k": 5}, 1 / 32),
+    ({"vocab_size": 300, "top_k": 5}, 1 / 32),
+    ({"id_bytes": 4}, 1 / 32),
 ]
 
 
@@ -243,7 +245,8 @@ def test_headers_survive_json_and_nothing_else_does() -> None:
     for content in wrong:
         with pytest.raises(StoreFormatError):
             header_from_json(content, "x")
-    older = {k: v for k, v in header_to_json(header).items() if k != "expected_utterances"}
+    newer = ("expected_utterances", "id_bytes")
+    older = {k: v for k, v in header_to_json(header).items() if k not in newer}
     assert header_from_json(older, "x") == header
     with pytest.raises(StoreFormatError, match="teacher"):
         header_from_json({k: v for k, v in older.items() if k != "teacher"}, "x")

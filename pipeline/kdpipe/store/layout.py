@@ -25,6 +25,7 @@ __all__ = [
     "addresses",
     "record_sizes",
     "section_sizes",
+    "smallest_id_bytes",
 ]
 
 ROWS_AT_ONCE = 1 << 12
@@ -89,14 +90,20 @@ class Widths:
     @classmethod
     def of(cls, header: StoreHeader) -> Widths:
         narrow = header.top_k < 2**7
+        vocab_size = header.tokenizer.vocab_size
         return cls(
             row=np.dtype("u1" if narrow else "<u2"),
-            id=np.dtype("<u2" if header.tokenizer.vocab_size <= 2**16 else "<u4"),
+            id=np.dtype(f"<u{header.id_bytes or (2 if vocab_size <= 2**16 else 4)}"),
             code=np.dtype({"log8": "u1", "fp16": "<f2", "fp32": "<f4"}[header.codec]),
             tail=np.dtype("<f4" if header.codec == "fp32" else "<f2"),
             implied=header.codec == "log8",
             flag=2**7 if narrow else 2**15,
         )
+
+
+def smallest_id_bytes(vocab_size: int) -> int:
+    """Bytes that hold any class id."""
+    return next(size for size in (1, 2, 4) if vocab_size <= 256**size)
 
 
 def section_sizes(rows: NDArray[np.uint32], widths: Widths) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from kdpipe.errors import MismatchError
 from kdpipe.store.blocks import checked
 from kdpipe.store.convert import all_blocks, open_any
 from kdpipe.store.finish import finish
+from kdpipe.store.layout import Widths
 from kdpipe.store.pairs import mean_posterior
 from kdpipe.store.reader import TeacherStore, open_store
 from kdpipe.store.repair import record_at
@@ -30,7 +31,7 @@ BATCH = 64
 Advance = Callable[[int], object]
 
 FREE_WHEN_JOINING = {"manifest_digest", "split"}
-FREE_WHEN_AVERAGING = {"teacher", "cmvn_digest", "decode", "score_definitions", "nbest"}
+FREE_WHEN_AVERAGING = {"id_bytes", "teacher", "cmvn_digest", "decode", "score_definitions", "nbest"}
 
 AVERAGE_DEFINITIONS = {
     "attention": "mean over the teachers that have the hypothesis, nats",
@@ -51,6 +52,7 @@ def join_stores(
     """
     images = [open_any(source) for source in sources]
     headers = [image.header for image in images]
+    headers = [replace(h, id_bytes=Widths.of(h).id.itemsize) for h in headers]
     _require_equal(sources, headers, FREE_WHEN_JOINING)
     splits = list(dict.fromkeys(header.split for header in headers))
     header = replace(
@@ -128,6 +130,7 @@ def _average_header(stores: Sequence[TeacherStore]) -> StoreHeader:
         cmvn_digest=cmvn[0] if len(cmvn) == 1 else _joint_digest(cmvn),
         decode={str(number): header.decode for number, header in enumerate(headers)},
         nbest=max(header.nbest for header in headers),
+        id_bytes=0,
         score_definitions=dict(AVERAGE_DEFINITIONS),
         lineage=tuple(str(store.digest) for store in stores),
         created="",
@@ -187,9 +190,9 @@ def _mean_nbest(versions: Sequence[UtteranceTargets], nbest: int) -> tuple[Store
 
 def _require_equal(sources: Sequence[Path], headers: Sequence[StoreHeader], free: set[str]) -> None:
     """All headers must agree but for the fields in `free`."""
-    ours = headers[0].identity()
+    ours = {**headers[0].identity(), "id_bytes": headers[0].id_bytes}
     for source, header in zip(sources[1:], headers[1:], strict=True):
-        theirs = header.identity()
+        theirs = {**header.identity(), "id_bytes": header.id_bytes}
         for name in ours:
             if name not in free and ours[name] != theirs[name]:
                 raise MismatchError(

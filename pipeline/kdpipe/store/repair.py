@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.errors import StoreFormatError
@@ -12,7 +13,7 @@ from kdpipe.store.check import broken_records
 from kdpipe.store.hdf5_backend import salvage_hdf5
 from kdpipe.store.image import StoreImage
 from kdpipe.store.journal import read_working_header, survey_ledger
-from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS
+from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths
 from kdpipe.store.opening import image_of_ledger
 from kdpipe.store.paths import backend_of, is_compact, store_state, working_folder
 from kdpipe.store.record import Record
@@ -35,7 +36,8 @@ def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
     rebuilt = _rebuilt(path)
     shutil.rmtree(rebuilt, ignore_errors=True)
     dropped: list[str] = []
-    with StoreWriter(rebuilt, image.header, "repair", flush_bytes=1 << 23) as writer:
+    header = replace(image.header, id_bytes=Widths.of(image.header).id.itemsize)
+    with StoreWriter(rebuilt, header, "repair", flush_bytes=1 << 23) as writer:
         for block in mapped_blocks(image):
             broken = broken_records(block, image.header)
             for position in range(len(block.rows)):

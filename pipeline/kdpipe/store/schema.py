@@ -57,10 +57,11 @@ FREE_FIELDS = (
     "kdpipe_version",
     "licence",
     "expected_utterances",
+    "id_bytes",
     "fidelity",
     "lineage",
 )
-"""Fields that the content digest does not cover."""
+"""Fields that the header's part of the content digest does not cover."""
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -151,8 +152,9 @@ class StoreHeader:
     setting of the search. Classes below `min_prob` and beyond the `top_k` likeliest are in the
     tail. `step` (nats) is the quantisation step of codec `log8`: no stored log-probability is
     off by more than `step`. `expected_utterances` is how many the finished store will hold (0: not
-    known). `lineage` holds the digests of the stores this one was made from. Fields with a default
-    may be absent from a stored header.
+    known). `id_bytes` is the size of a class id (0: the writer takes the smallest; in a stored
+    header, 2, or 4 beyond 65536 classes). `lineage` holds the digests of the stores this one was
+    made from. Fields with a default may be absent from a stored header.
     """
 
     teacher: TeacherIdentity
@@ -175,6 +177,7 @@ class StoreHeader:
     kdpipe_version: str = ""
     licence: str = ""
     expected_utterances: int = 0
+    id_bytes: int = 0
     fidelity: Fidelity | None = None
     lineage: tuple[str, ...] = ()
 
@@ -232,6 +235,8 @@ def _check_ranges(header: StoreHeader) -> None:
         "subsampling": header.subsampling >= 1,
         "frame_shift_seconds": 0.0 < header.frame_shift_seconds < 10.0,
         "nbest": 0 <= header.nbest < 2**16,
+        "id_bytes": header.id_bytes in (0, 1, 2, 4)
+        and (not header.id_bytes or vocab <= 256**header.id_bytes),
         "expected_utterances": header.expected_utterances >= 0,
         "format_version": header.format_version >= 1,
     }

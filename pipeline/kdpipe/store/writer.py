@@ -23,7 +23,7 @@ from kdpipe.store.journal import (
     working_lock,
     write_working_header,
 )
-from kdpipe.store.layout import SHARD_BYTES
+from kdpipe.store.layout import SHARD_BYTES, smallest_id_bytes
 from kdpipe.store.paths import store_state, working_folder
 from kdpipe.store.ragged import decode_records
 from kdpipe.store.record import Record, pack_record
@@ -233,6 +233,7 @@ def _stamped(header: StoreHeader) -> StoreHeader:
     return replace(
         header,
         created=header.created or now,
+        id_bytes=header.id_bytes or smallest_id_bytes(header.tokenizer.vocab_size),
         kdpipe_version=header.kdpipe_version or importlib.metadata.version("kdpipe"),
     )
 
