@@ -168,6 +168,23 @@ def kill_series(folder: Path, backend: str, writers: int, kills: int, seed: int 
     return outcome
 
 
+def kill_row(outcome: Outcome) -> dict[str, object]:
+    """A series of kills as a line of the benchmark's JSON: the value should be 0."""
+    wrong = outcome.lost + outcome.duplicated + outcome.wrong_reads
+    return {
+        "name": f"kills_lost_{outcome.backend}_{outcome.writers}_writers",
+        "value": wrong + outcome.digests_off + outcome.unsound + len(outcome.problems),
+        "unit": "faults",
+        "baseline": None,
+        "ratio": None,
+        "conditions": f"{outcome.kills} kill -9 ({outcome.killed_while_finishing} while finishing)"
+        f" over {outcome.rounds} stores, {outcome.acknowledged} utterances acknowledged by killed"
+        f" writers, {outcome.reads} reads meanwhile: lost {outcome.lost}, duplicated"
+        f" {outcome.duplicated}, wrong reads {outcome.wrong_reads}, digests off"
+        f" {outcome.digests_off}, unsound {outcome.unsound}",
+    }
+
+
 def flip_series(folder: Path, backend: str, flips: int) -> dict[str, object]:
     """Flip one random bit at a time, anywhere in a store; count what verify finds."""
     path = folder / f"flips.{'zarr' if backend == 'zarr' else 'h5'}"
@@ -188,7 +205,15 @@ def flip_series(folder: Path, backend: str, flips: int) -> dict[str, object]:
         found += not report.sound
         named += bool(report.damaged_ids)
         flip(victim, position, bit)
-    return {"backend": backend, "flips": flips, "found": found, "named_utterances": named}
+    return {
+        "name": f"flips_found_{backend}",
+        "value": found,
+        "unit": "flips",
+        "baseline": flips,
+        "ratio": found / flips,
+        "conditions": f"single bits anywhere in the store's files; {named} of them in records or"
+        " index, where the utterance was named",
+    }
 
 
 def flip(path: Path, position: int, mask: int) -> None:
@@ -211,17 +236,17 @@ def main() -> None:
     if options.child:
         write_part(Path(options.child[0]), int(options.child[1]), int(options.child[2]))
         return
-    results: dict[str, list[object]] = {"kills": [], "flips": []}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for backend in ("zarr", "hdf5"):
             for writers in (1, 2):
                 outcome = kill_series(Path(folder), backend, writers, options.kills)
-                results["kills"].append(vars(outcome))
-                print(json.dumps(vars(outcome)))
-            results["flips"].append(flip_series(Path(folder), backend, options.flips))
-            print(json.dumps(results["flips"][-1]))
+                rows.append(kill_row(outcome))
+                print(json.dumps(vars(outcome)), flush=True)
+            rows.append(flip_series(Path(folder), backend, options.flips))
+            print(json.dumps(rows[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -273,3 +273,14 @@ def test_opening_while_another_process_finishes(
 
     monkeypatch.setattr("kdpipe.store.opening.read_working_header", finished_meanwhile)
     assert open_store(path).complete
+
+
+def test_sections_are_the_raw_bytes(path: Path) -> None:
+    header = make_header()
+    write_targets(path, header, range(4))
+    finish(path)
+    store = open_store(path)
+    joined = store.read_sections(store.ids)
+    expected = [token for seed in range(4) for token in make_targets(seed, header).reference]
+    assert joined["reference"].tolist() == expected
+    assert len(joined["scores"]) == 4 * header.nbest * 16
