@@ -77,75 +77,79 @@ def best_fillings(shortlists: Shortlists, filled: int, beam: int) -> Fillings:
 
     Ties: the set without the worse-ranked position first.
     """
-    hypotheses, positions, _ = shortlists.log_probs.shape
+    hypotheses, positions, width = shortlists.log_probs.shape
     by_taken = filled <= positions - filled
     sizes = min(filled, positions - filled) + 1
-    scores = shortlists.log_probs.new_full((hypotheses, sizes, beam), -math.inf)
+    choices = _choices(beam, width, by_taken, shortlists.log_probs.device)
+    gains = shortlists.log_probs.index_select(2, choices.ranks[beam:])
+    scores = gains.new_full((hypotheses, sizes, beam), -math.inf)
     scores[:, 0, 0] = 0.0
-    steps: list[Tensor] = []
+    steps = []
     for position in range(positions):
-        scores, choice = _decide(scores, shortlists.log_probs[:, position], by_taken)
-        steps.append(choice)
-    return Fillings(scores[:, -1], _trace(steps, shortlists.tokens, by_taken, sizes))
+        scores, choice = _decide(scores, gains[:, position], choices, by_taken)
+        steps.append(choice.flatten(1))
+    ranks = _trace(steps, choices, beam, (sizes - 1) * beam)
+    tokens = shortlists.tokens.gather(2, ranks.clamp(min=0).transpose(1, 2)).transpose(1, 2)
+    return Fillings(scores[:, -1], tokens.masked_fill(ranks < 0, -1))
 
 
-def _decide(
-    scores: Float[Tensor, "N S K"], tokens: Float[Tensor, "N B"], by_taken: bool
-) -> tuple[Float[Tensor, "N S K"], Int[Tensor, "N S K"]]:
-    """Leave the next position masked or give it a token: the K best sets of each size.
+class _Choices(NamedTuple):
+    """What one position may add to the sets of K places: choice c, X of them.
 
-    Sizes count the positions taken or, when that needs fewer of them, those left. A choice
-    below K is the set that it comes from with the position left; beyond, a useful pair.
+    The first K leave the position masked and keep the set at place c. The others take a
+    token: all pairs of a place i and a rank j (from 0) with (i + 1)(j + 1) <= K, since
+    (i + 1)(j + 1) - 1 pairs at least as good come before.
     """
-    left = scores
-    places, ranks = _useful_pairs(scores.shape[2], tokens.shape[1], scores.device)
-    taken = scores[:, :, places] + tokens[:, None, ranks]
-    if by_taken:
-        taken = _one_larger(taken)
-    else:
-        left = _one_larger(left)
-    pool = torch.cat((left, taken), dim=2)
-    choice = best_columns(pool.flatten(0, 1), scores.shape[2]).view_as(scores)
-    return pool.gather(2, choice), choice
+
+    places: Int[Tensor, "X"]
+    """Place of the set that the choice extends."""
+    ranks: Int[Tensor, "X"]
+    """Rank of the token taken, -1 for none."""
+    jumps: Int[Tensor, "X"]
+    """From the start of the new size's places to the place that the choice came from."""
 
 
 @lru_cache(maxsize=32)
-def _useful_pairs(
-    beam: int, width: int, device: torch.device
-) -> tuple[Int[Tensor, "X"], Int[Tensor, "X"]]:
-    """(place of a set, rank of a token) that can give one of the `beam` best sums.
-
-    Place i and rank j (from 0) have (i + 1)(j + 1) - 1 pairs at least as good before them.
-    """
+def _choices(beam: int, width: int, by_taken: bool, device: torch.device) -> _Choices:
+    left = [(place, -1) for place in range(beam)]
     pairs = [(i, j) for i in range(beam) for j in range(width) if (i + 1) * (j + 1) <= beam]
     with torch.inference_mode(False):
-        places, ranks = torch.tensor(pairs, device=device).unbind(1)
-    return places, ranks
+        places, ranks = torch.tensor(left + pairs, device=device).unbind(1)
+        grows = (ranks >= 0) if by_taken else (ranks < 0)
+        return _Choices(places, ranks, places - beam * grows.long())
 
 
-def _one_larger(scores: Float[Tensor, "N S X"]) -> Float[Tensor, "N S X"]:
-    """Scores of sets of one size as those of the next."""
-    none = scores.new_full((scores.shape[0], 1, scores.shape[2]), -math.inf)
-    return torch.cat((none, scores[:, :-1]), dim=1)
+def _decide(
+    scores: Float[Tensor, "N S K"], gains: Float[Tensor, "N Y"], choices: _Choices, by_taken: bool
+) -> tuple[Float[Tensor, "N S K"], Int[Tensor, "N S K"]]:
+    """Leave the next position masked or give it a token: the K best sets of each size.
+
+    Sizes count the positions taken or, when that needs fewer of them, those left.
+    """
+    beam = scores.shape[2]
+    taken = scores.index_select(2, choices.places[beam:]) + gains[:, None]
+    none = taken.new_full((len(taken), 1, 1), -math.inf)
+    if by_taken:
+        taken = torch.cat((none.expand(-1, -1, taken.shape[2]), taken[:, :-1]), dim=1)
+        left = scores
+    else:
+        left = torch.cat((none.expand(-1, -1, beam), scores[:, :-1]), dim=1)
+    pool = torch.cat((left, taken), dim=2)
+    choice = best_columns(pool.flatten(0, 1), beam).view_as(scores)
+    return pool.gather(2, choice), choice
 
 
-def _trace(
-    steps: list[Tensor], tokens: Int[Tensor, "N P B"], by_taken: bool, sizes: int
-) -> Int[Tensor, "N K P"]:
-    """The token of each position in the final sets, -1 where it is left masked."""
-    beam = steps[0].shape[2]
-    places, ranks = _useful_pairs(beam, tokens.shape[2], tokens.device)
-    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    size = torch.full((len(tokens), beam), sizes - 1, device=tokens.device)
-    place = torch.arange(beam, device=tokens.device).expand_as(size)
-    chosen = []
-    for position in range(len(steps) - 1, -1, -1):
-        choice = steps[position][rows, size, place]
-        taken = choice >= beam
-        pair = (choice - beam).clamp(min=0)
-        token = tokens[rows, position, ranks[pair]]
-        chosen.append(torch.where(taken, token, -1))
-        place = torch.where(taken, places[pair], choice)
-        # -inf sets may point anywhere; their scores say that they do not exist.
-        size = (size - (taken if by_taken else ~taken).long()).clamp(min=0)
-    return torch.stack(chosen[::-1], dim=2)
+def _trace(steps: list[Tensor], choices: _Choices, beam: int, start: int) -> Int[Tensor, "N K P"]:
+    """Rank of the token that each final set gives each position, -1 where it is left masked.
+
+    `steps[p]` are the choices (N, S * K) made for position p; the final sets are at `start`.
+    """
+    hypotheses = len(steps[0])
+    cell = torch.arange(start, start + beam, device=steps[0].device).expand(hypotheses, -1)
+    made = []
+    for step in reversed(steps):
+        choice = step.gather(1, cell)
+        made.append(choice)
+        # Sets of score -inf may point anywhere; they do not exist.
+        cell = (cell - cell % beam + choices.jumps[choice]).clamp(min=0)
+    return choices.ranks[torch.stack(made[::-1], dim=2)]
