@@ -16,7 +16,7 @@ pytest.importorskip("espeakng_loader", reason="the demo's speech needs the packa
 def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
     recipe = tiny_recipe("student.stages.0.epochs=1", "student.stages.1.epochs=1")
     said: list[str] = []
-    rows = run_demo(tmp_path, recipe, 0, "cpu", said.append, utterances=(24, 4, 4))
+    rows = run_demo(tmp_path, recipe, 0, "cpu", said.append, utterances=(80, 4, 4))
     results = read_json(tmp_path / "results.json")
     assert isinstance(results, dict)
     assert [row["name"] for row in results["rows"]] == ["teacher", "plain", "f-kd", "fs-kd"]
@@ -27,13 +27,13 @@ def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
         assert row["test"]["cer"]["reference"] > 50
         assert row["rtf"] > 0
     assert results["store"]["complete"] is True
-    assert results["store"]["utterances"] <= 24
+    assert results["store"]["utterances"] <= 80
     assert results["seconds"] > 0
     table = demo_table(rows, tmp_path)
     for name in ("teacher", "plain", "f-kd", "fs-kd", "MB per hour"):
         assert name in table
     assert sum("student" in line for line in said) == 3
-    run_demo(tmp_path, recipe, 0, "cpu", said.append, utterances=(24, 4, 4))
+    run_demo(tmp_path, recipe, 0, "cpu", said.append, utterances=(80, 4, 4))
     again = read_json(tmp_path / "results.json")
     assert isinstance(again, dict)
     assert again["rows"] == results["rows"]
