@@ -64,16 +64,16 @@ class Outcome:
 
 def write_part(path: Path, index: int, count: int) -> None:
     """A writer process: its part of the utterances, each id printed once it is acknowledged."""
-    if store_state(path) != "complete":
-        with StoreWriter(path, HEADER, f"{index}of{count}", **SHARDS) as writer:
-            done = writer.done_ids()
-            for seed in range(index, UTTERANCES, count):
-                targets = make_targets(seed, HEADER)
-                if targets.id not in done and writer.add(targets):
-                    writer.flush()
-                    print(targets.id, flush=True)
-    print("finishing", flush=True)
     with contextlib.suppress(BusyOutputError, StoreIncompleteError):
+        if store_state(path) != "complete":
+            with StoreWriter(path, HEADER, f"{index}of{count}", **SHARDS) as writer:
+                done = writer.done_ids()
+                for seed in range(index, UTTERANCES, count):
+                    targets = make_targets(seed, HEADER)
+                    if targets.id not in done and writer.add(targets):
+                        writer.flush()
+                        print(targets.id, flush=True)
+        print("finishing", flush=True)
         finish(path, expected=[f"utt-{seed:05d}" for seed in range(UTTERANCES)])
     print("end", flush=True)
 

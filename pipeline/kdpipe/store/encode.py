@@ -118,18 +118,22 @@ def decode_log8(
     log_tail: NDArray[np.float32],
     step: float,
 ) -> NDArray[np.float32]:
-    """Log-probabilities of all rows from `encode_log8`'s codes and the logs of the tails."""
+    """Log-probabilities of all rows from `encode_log8`'s codes and the logs of the tails.
+
+    Most rows have a single class and so no codes: only the others are summed over.
+    """
     starts = _row_starts(counts)
-    steps = np.zeros(len(codes) + len(starts), np.uint8)
-    rest = np.ones(len(steps), np.bool_)
+    several = np.flatnonzero(counts > 1)
+    below = codes * np.float32(-step)
+    norms = np.log(-np.expm1(log_tail))
+    if len(several):
+        weights = np.add.reduceat(np.exp(below), starts[several] - several)
+        norms[several] -= np.log1p(weights)
+    decoded = np.empty(len(codes) + len(starts), np.float32)
+    decoded[starts] = norms
+    rest = np.ones(len(decoded), np.bool_)
     rest[starts] = False
-    steps[rest] = codes
-    below = np.arange(MAX_CODE + 1, dtype=np.float32) * np.float32(step)
-    if not len(starts):
-        return np.zeros(0, np.float32)
-    weights = np.add.reduceat(np.exp(-below)[steps], starts)
-    norms = np.log(-np.expm1(log_tail) / weights)
-    decoded: NDArray[np.float32] = np.repeat(norms, counts) - below[steps]
+    decoded[rest] = below + np.repeat(norms[several], counts[several].astype(np.int64) - 1)
     return decoded
 
 
