@@ -45,6 +45,19 @@ class KdpipeError(Exception):
         self.message = message
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross processes whole, whatever their own arguments are."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[KdpipeError], arguments: tuple[object, ...], state: dict[str, object]
+) -> KdpipeError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(KdpipeError, ValueError):
     """A configuration key that is unknown, of the wrong type, or out of range."""

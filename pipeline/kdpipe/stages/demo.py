@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from kdpipe.checkpoint import read_card
 from kdpipe.config import Recipe
@@ -67,26 +72,64 @@ def run_demo(
     and test.
     """
     started = time.perf_counter()
+    torch.set_num_threads(1)
     say("1/6 synthesising speech")
     synthesise(out / "corpus", *utterances, seed=seed, snr=SNR_DB)
     say("2/6 preparing features and tokens")
     manifests = {name: read_manifest(out / "corpus" / f"{name}.jsonl") for name in SPLITS}
     prepare(manifests, out / "data", PrepareSettings())
-    say("3/6 training the teacher")
-    train_teacher(out / "data", recipe, out / "teacher", seed, device)
-    say("4/6 running the teacher once over the training speech")
-    store = out / "train.zarr"
-    teacher_dump(out / "data", "train", out / "teacher", store, DumpSettings(), Shard(), device)
-    for name, distilled in STUDENTS.items():
-        say(f"5/6 training the student: {name}")
-        targets = str(store) if distilled else None
-        train_student(
-            out / "data", _student_recipe(recipe, name), out / name, targets, seed, device
-        )
+    say("3/6 training the teacher and, beside it, the plain student")
+    with _beside(_train_student, out, recipe, "plain", seed, device):
+        train_teacher(out / "data", recipe, out / "teacher", seed, device)
+    say("4/6 running the teacher once over the training speech, two writers")
+    with _beside(_dump, out, Shard(1, 2), device):
+        _dump(out, Shard(0, 2), device)
+    _dump(out, Shard(0, 2), device)
+    say("5/6 training the distilled students, two at once")
+    with _beside(_train_student, out, recipe, "f-kd", seed, device):
+        _train_student(out, recipe, "fs-kd", seed, device)
     say("6/6 decoding and scoring")
     rows = [_row(out, name, device) for name in ("teacher", *STUDENTS)]
     _write_results(out, rows, time.perf_counter() - started)
     return rows
+
+
+@contextmanager
+def _beside(function: Callable[..., object], *arguments: object) -> Iterator[None]:
+    """Run `function` in a process of its own during the block, and wait for it at the end.
+
+    Models this small gain nothing from a second thread, and a core from a second process. The
+    process is quiet and dies with this one; stages resume, so one that failed there is run
+    again here, where its error is seen.
+    """
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_quietly, args=(function, arguments), daemon=True)
+    process.start()
+    try:
+        yield
+        process.join()
+    finally:
+        process.terminate()
+    if process.exitcode:
+        function(*arguments)
+
+
+def _quietly(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """Only one process may draw a progress bar."""
+    torch.set_num_threads(1)
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        function(*arguments)
+
+
+def _train_student(out: Path, recipe: Recipe, name: str, seed: int, device: str) -> None:
+    targets = str(out / "train.zarr") if STUDENTS[name] else None
+    train_student(out / "data", _student_recipe(recipe, name), out / name, targets, seed, device)
+
+
+def _dump(out: Path, shard: Shard, device: str) -> None:
+    teacher_dump(
+        out / "data", "train", out / "teacher", out / "train.zarr", DumpSettings(), shard, device
+    )
 
 
 def _student_recipe(recipe: Recipe, name: str) -> Recipe:

@@ -163,6 +163,7 @@ def dump_header(
         min_prob=settings.min_prob,
         codec=settings.codec,
         licence=licence,
+        expected_utterances=len(split),
     )
 
 
