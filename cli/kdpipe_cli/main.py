@@ -65,3 +65,7 @@ def main() -> None:
         sys.exit(1)
     # Without standalone mode click returns the code of ctx.exit() instead of exiting with it.
     sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
