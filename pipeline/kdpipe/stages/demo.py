@@ -33,7 +33,7 @@ SPLITS = ("train", "dev", "test")
 SNR_DB = (15.0, 35.0)
 """Noise of the demo's speech: less than the corpus could have, for models that train in minutes."""
 MASK_THRESHOLD = 0.5
-"""Models of minutes are rarely 99% sure: at the paper's p_thr nearly every token would be masked."""
+"""Models of minutes are rarely 99% sure: at the paper's p_thr nearly all would be masked."""
 STUDENTS = {"plain": False, "f-kd": True, "fs-kd": True}
 """Students of the table, and whether they see the teacher's targets."""
 
@@ -187,8 +187,8 @@ def demo_table(rows: list[DemoRow], out: Path) -> str:
         [
             head,
             *(_table_line(row) for row in rows),
-            f"search: joint CTC/attention (teacher), Mask-CTC with p_thr {MASK_THRESHOLD} (students),"
-            " beam 10, one thread",
+            "search: beam 10, one thread; joint CTC/attention (teacher), Mask-CTC with p_thr"
+            f" {MASK_THRESHOLD} (students)",
             f"teacher store: {store['bytes'] / 1e6:.2f} MB, {store['mb_per_hour']:.2f} MB per hour"
             f" of speech, {store['utterances']} utterances",
             f"Look next: {out}/results.json, {out}/decode/fs-kd-test/hyp.jsonl,"
