@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from kdpipe.errors import WorkerDiedError
 
-__all__ = ["WorkerPool"]
+__all__ = ["WorkerPool", "end_with_parent"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -72,13 +72,17 @@ class WorkerPool:
 def _start_worker(start: Callable[[], None] | None) -> None:
     # Ctrl-C is the parent's to handle: it cancels the jobs and waits for these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if start is not None:
         start()
 
 
-def _end_with_parent() -> None:
-    """A killed parent leaves its workers waiting for jobs for ever; this ends them."""
+def end_with_parent() -> None:
+    """End this process when its parent does, also when that is killed and can end nothing."""
+    threading.Thread(target=_wait_and_end, daemon=True).start()
+
+
+def _wait_and_end() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

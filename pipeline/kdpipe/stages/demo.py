@@ -18,6 +18,7 @@ from kdpipe.corpus.manifest import read_manifest
 from kdpipe.corpus.synthetic import synthesise
 from kdpipe.files import read_json, read_jsonl, write_json
 from kdpipe.models import build_model, count_parameters
+from kdpipe.parallel import end_with_parent
 from kdpipe.scoring import ScoreReport
 from kdpipe.stages.decode import Runtime, decode_split
 from kdpipe.stages.prepare import PrepareSettings, prepare
@@ -66,7 +67,7 @@ def run_demo(
     seed: int,
     device: str,
     say: Callable[[str], None],
-    utterances: tuple[int, int, int] = (800, 100, 100),
+    utterances: tuple[int, int, int] = (600, 100, 100),
 ) -> list[DemoRow]:
     """Run every stage into `out` (finished ones are found complete), write results.json.
 
@@ -118,6 +119,7 @@ def _beside(function: Callable[..., object], *arguments: object) -> Iterator[Non
 
 def _quietly(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     """Only one process may draw a progress bar."""
+    end_with_parent()
     torch.set_num_threads(1)
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         function(*arguments)
