@@ -47,7 +47,7 @@ CASES = {
 
 
 @given(**CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_beam_1_is_easy_first(seed: int, frames: int, size: int, threshold: float) -> None:
     model, encoded = student(seed % 7), random_encoded(frames, seed=seed)
     tokens = masked_greedy(model, encoded.hidden[0], threshold)
@@ -60,7 +60,7 @@ def test_beam_1_is_easy_first(seed: int, frames: int, size: int, threshold: floa
 
 
 @given(**CASES, beam=st.integers(2, 5), nbest=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_beam_is_algorithm_1_with_what_bounded_it(
     seed: int, frames: int, size: int, threshold: float, beam: int, nbest: int
 ) -> None:
