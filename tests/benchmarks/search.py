@@ -34,7 +34,7 @@ from tests.search.reference import reference_search
 
 VOCABULARY = 4233
 PEER = {("M", 1): 0.364, ("M", 16): 0.364, ("XS", 1): 0.183, ("XS", 16): 0.183}
-"""ESPnet's AR beam 10 at batch 1, one core (DESIGN.md, section 5)."""
+"""ESPnet's AR beam 10 at batch 1, one core, the same inputs on a like machine."""
 
 Search = Callable[[RecognitionModel, Encoded], object]
 Row = dict[str, object]

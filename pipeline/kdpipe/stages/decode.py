@@ -20,7 +20,7 @@ from kdpipe.files import read_jsonl, write_json, write_jsonl
 from kdpipe.progress import progress_bar
 from kdpipe.scoring import ScoreReport, score_report
 from kdpipe.stages.claim import claimed, mark_complete
-from kdpipe.stages.device import pick_device
+from kdpipe.stages.device import keep_freed_memory, pick_device
 from kdpipe.stages.recognise import Hypothesis, SearchSettings, read_tokens, recognise, resolve_mode
 
 __all__ = ["Runtime", "decode_audio", "decode_split", "decode_waveforms", "waveform_batch"]
@@ -180,6 +180,7 @@ def _decode_all(
     runtime: Runtime,
 ) -> None:
     """Decode what `partial.jsonl` does not hold yet, one line an utterance."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     done = {str(record["id"]) for record in _partial_records(out)}

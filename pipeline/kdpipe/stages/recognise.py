@@ -58,11 +58,13 @@ def resolve_mode(mode: DecodeMode, kind: str) -> DecodeMode:
 
 
 def read_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """The text of recognised tokens; sos/eos reads as nothing.
+    """The text of recognised tokens; blank and sos/eos read as nothing.
 
-    It is a class of the CTC head like any other, and a barely trained one emits it.
+    They are classes like any other: a barely trained CTC head emits sos/eos, and attention
+    alone (CTC weight 0) blank.
     """
-    return tokenizer.decode(token for token in tokens if token != tokenizer.sos_eos_id)
+    silent = (tokenizer.blank_id, tokenizer.sos_eos_id)
+    return tokenizer.decode(token for token in tokens if token not in silent)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from kdpipe.models import SUBSAMPLING, Encoded
 from kdpipe.progress import progress_bar
 from kdpipe.search.joint_beam import ArHypothesis, joint_beam_search
 from kdpipe.stages.claim import settings_changes
-from kdpipe.stages.device import pick_device
+from kdpipe.stages.device import keep_freed_memory, pick_device
 from kdpipe.store import (
     EMPTY_POSTERIOR,
     SparsePosterior,
@@ -92,6 +92,7 @@ def teacher_dump(
     where the teacher was trained on another tokenizer or other features than the data has,
     and the writer's errors.
     """
+    keep_freed_memory()
     prepared = PreparedData.open(data)
     bundle = load_model(teacher, pick_device(device))
     _check_teacher(bundle, prepared)
