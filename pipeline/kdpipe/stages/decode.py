@@ -66,7 +66,7 @@ def decode_split(
             split,
             references,
             seconds,
-            sum(chosen.summary["rejected"].values()),
+            prepared.rejected_count(split),
             bundle,
             settings,
             runtime,
