@@ -1,0 +1,66 @@
+"""`kdpipe import-teacher`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdpipe_cli.options import device_option, seed_option
+
+__all__ = ["command"]
+
+
+@click.command("import-teacher")
+@click.option(
+    "--from",
+    "toolkit",
+    type=click.Choice(["espnet2", "hf"]),
+    required=True,
+    help="espnet2: an ESPnet2 experiment folder or packed model. hf: a Hugging Face speech"
+    " sequence-to-sequence model (Whisper), in a folder.",
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--config", help="espnet2: the config file inside PATH, where it holds several.")
+@click.option("--weights", help="espnet2: the weights (*.pth) inside PATH, likewise.")
+@seed_option
+@device_option
+def command(
+    toolkit: str,
+    path: Path,
+    out: Path,
+    config: str | None,
+    weights: str | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Make a teacher directory of a model that another toolkit trained.
+
+    PATH is a folder or a zip file; nothing in it is run. The result is an ordinary model
+    directory: teacher-dump, decode and prepare --like take it. What cannot be imported is
+    refused by config key and value. Mask-CTC models come out as students to decode.
+    Nothing here is random or needs a GPU: --seed and --device are taken, as by every command,
+    and change nothing.
+
+    \b
+    Examples:
+      kdpipe import-teacher --from espnet2 exp/asr_train_conformer --out exp/teacher
+      kdpipe import-teacher --from espnet2 asr_model.zip --out exp/teacher
+      kdpipe import-teacher --from hf models/whisper-small --out exp/whisper
+    """
+    if toolkit == "espnet2":
+        from kdpipe.stages.import_espnet import import_espnet
+
+        imported = import_espnet(path, out, config, weights)
+    else:
+        if config or weights:
+            raise click.UsageError("--config and --weights go with --from espnet2.")
+        from kdpipe.stages.import_hf import import_hf
+
+        imported = import_hf(path, out)
+    for note in imported.notes:
+        click.echo(f"Note: {note}.", err=True)
+    if not imported.made:
+        click.echo(f"{out} is already complete.", err=True)
+    click.echo(f"{out}: {imported.summary}")
