@@ -14,6 +14,7 @@ __all__ = ["cli", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("kdpipe_cli.prepare", "Make features, CMVN and tokenizer from manifests."),
     "train-teacher": ("kdpipe_cli.train_teacher", "Train the autoregressive teacher."),
+    "import-teacher": ("kdpipe_cli.import_teacher", "Make a teacher of another toolkit's model."),
     "teacher-dump": ("kdpipe_cli.teacher_dump", "Run the teacher once; write its targets."),
     "train-student": ("kdpipe_cli.train_student", "Train the Mask-CTC student."),
     "decode": ("kdpipe_cli.decode", "Recognise speech and score it."),
