@@ -3,92 +3,87 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kdpipe_cli.options import device_option, json_option, seed_option
+from kdpipe_cli.options import (
+    PATH,
+    common_options,
+    data_option,
+    option,
+    out_option,
+    search_options,
+    split_option,
+)
+from kdpipe_cli.output import answer
 
 __all__ = ["command"]
 
 
 @click.command("decode")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Model directory.")
-@click.option("--data", type=click.Path(path_type=Path), help="Prepared data, with --split.")
-@click.option("--split", default="test", show_default=True, help="Split of --data.")
-@click.argument("audio", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
-@click.option(
+@click.option("--model", type=PATH, required=True, metavar="MODEL", help="Model directory.")
+@data_option(required=False, help="Prepared data, of which --split is decoded and scored.")
+@split_option("test")
+@click.argument("audio", nargs=-1, type=PATH)
+@out_option("DIR", "Folder to write.")
+@option(
     "--mode",
     type=click.Choice(["auto", "ctc", "mask-ctc", "ar"]),
     default="auto",
-    show_default=True,
     help="Search; auto takes the model's own.",
 )
-@click.option("--beam", type=click.IntRange(1, 1000), default=10, show_default=True)
-@click.option("--nbest", type=click.IntRange(1, 1000), default=1, show_default=True)
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
-@click.option(
+@search_options(nbest=1)
+@option("--threads", type=click.IntRange(1, 1024), default=1, help="CPU threads.")
+@option(
     "--batch-size",
     type=click.IntRange(1, 10_000),
     default=1,
-    show_default=True,
     help="Utterances decoded together.",
 )
-@click.option(
+@option(
     "--tokens-per-iteration",
     type=click.IntRange(1, 10_000),
     default=2,
-    show_default=True,
     help="K: masks filled per Mask-CTC iteration.",
 )
-@click.option(
+@option(
     "--mask-threshold",
     type=click.FloatRange(0.0, 1.0),
     default=0.99,
-    show_default=True,
     help="p_thr: CTC tokens less confident than this are masked.",
 )
-@click.option(
-    "--ctc-weight",
-    type=click.FloatRange(0.0, 1.0),
-    default=0.3,
-    show_default=True,
-    help="CTC's share of the AR search's score.",
+@option(
+    "--ctc-rescoring",
+    type=click.FloatRange(0.0, 1000.0),
+    default=0.0,
+    help="Weight of the student's own CTC score on the final Mask-CTC beam.",
 )
-@seed_option
-@device_option
-@json_option
+@common_options
 def command(
     model: Path,
     data: Path | None,
     split: str,
     audio: tuple[Path, ...],
     out: Path,
-    mode: str,
-    beam: int,
-    nbest: int,
     threads: int,
     batch_size: int,
-    tokens_per_iteration: int,
-    mask_threshold: float,
-    ctc_weight: float,
     seed: int,
     device: str,
     as_json: bool,
+    **search: Any,
 ) -> None:
     """Recognise a prepared split (and score it) or audio files.
 
     Writes hyp.jsonl and score.json. The same command again resumes.
 
     \b
-    Examples:
+    Example:
       kdpipe decode --model exp/student --data exp/data --split test --out exp/decode
       kdpipe decode --model exp/student a.flac b.wav --out exp/words
     """
     if (data is None) == (not audio):
         raise click.UsageError("Give either --data or audio files.")
-    import json
-
     import torch
 
     from kdpipe.scoring import format_table
@@ -96,17 +91,10 @@ def command(
     from kdpipe.stages.recognise import SearchSettings
 
     torch.manual_seed(seed)
-    settings = SearchSettings(
-        mode=mode,  # type: ignore[arg-type]  # click.Choice holds it to DecodeMode's values
-        beam=beam,
-        nbest=nbest,
-        ctc_weight=ctc_weight,
-        tokens_per_iteration=tokens_per_iteration,
-        mask_threshold=mask_threshold,
-    )
+    settings = SearchSettings(**search)
     runtime = Runtime(device, threads, batch_size)
     if data is not None:
         report = decode_split(model, data, split, out, settings, runtime)
     else:
         report = decode_audio(model, audio, out, settings, runtime)
-    click.echo(json.dumps(report.to_json(), indent=1) if as_json else format_table([report]))
+    answer(report.to_json(), format_table([report]), as_json)

@@ -171,6 +171,9 @@ class StudentSection:
     model: ModelSection
     training: TrainingSection = TrainingSection()
     stages: tuple[StageSection, ...] = PAPER_STAGES
+    masks_per_utterance: int = setting(
+        1, "maskings drawn of each utterance and update for the decoder's losses", low=1, high=64
+    )
 
 
 @dataclass(frozen=True)

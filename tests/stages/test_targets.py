@@ -91,6 +91,23 @@ def _batch(data: PreparedData) -> Batch:
     return collate(data.split("train"), data.cmvn, [0, 5, 7])
 
 
+def test_two_maskings_are_the_batch_seen_twice(tiny_data: PreparedData, exact_store: Path) -> None:
+    source = cached_targets(open_store(exact_store), 4, CPU)
+    model, split = _student(tiny_data), tiny_data.split("train")
+    found = []
+    for copies, rows in ((2, [0, 5, 7]), (1, [0, 5, 7, 0, 5, 7])):
+        recipe = tiny_recipe(
+            "specaugment.time_masks=0", "specaugment.frequency_masks=0",
+            f"student.masks_per_utterance={copies}",
+        )  # fmt: skip
+        batch = collate(split, tiny_data.cmvn, rows)
+        losses = student_losses(model, recipe, source)
+        found.append(losses(batch, 0, torch.Generator().manual_seed(5)))
+    assert {"mlm", "decoder_frame"} <= set(found[0])
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])
+
+
 def test_without_targets_only_the_joint_loss_is_left(tiny_data: PreparedData) -> None:
     losses = student_losses(_student(tiny_data), tiny_recipe(), None)
     terms = losses(_batch(tiny_data), 1, torch.Generator().manual_seed(0))

@@ -49,6 +49,7 @@ from kdpipe.losses.reduction import (
     Scale,
     UtteranceLoss,
     class_log_probs,
+    join_losses,
     length_mask,
     reduce_terms,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "encoder_frame_loss",
     "encoder_sequence_loss",
     "flatten_hypotheses",
+    "join_losses",
     "length_mask",
     "masked_lm_loss",
     "nbest_posteriors",

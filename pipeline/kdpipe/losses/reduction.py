@@ -6,7 +6,7 @@ summed over, per utterance. `reduce_terms` turns them into one scalar a term.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "UtteranceLoss",
     "at_least_float32",
     "class_log_probs",
+    "join_losses",
     "length_mask",
     "reduce_terms",
     "sum_by_utterance",
@@ -48,6 +49,12 @@ def _reduce(term: UtteranceLoss, scale: Scale) -> Float[Tensor, ""]:
     if scale == "paper":
         return term.total.mean()
     return (term.total / term.units.clamp(min=1.0)).mean()
+
+
+def join_losses(parts: Iterable[UtteranceLoss]) -> UtteranceLoss:
+    """One loss over the utterances of all `parts`, one part after the other."""
+    totals, units = zip(*parts, strict=True)
+    return UtteranceLoss(torch.cat(totals), torch.cat(units))
 
 
 def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -31,6 +31,7 @@ class SearchSettings:
     ctc_weight: float = 0.3
     tokens_per_iteration: int = 2
     mask_threshold: float = 0.99
+    ctc_rescoring: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def _mask_ctc(
         tokens_per_iteration=settings.tokens_per_iteration,
         mask_threshold=settings.mask_threshold,
         nbest=settings.nbest,
+        ctc_rescoring_weight=settings.ctc_rescoring,
     )
     return [[Hypothesis(tuple(h.tokens), h.score) for h in hypotheses] for hypotheses in found]
 

@@ -27,6 +27,7 @@ from kdpipe.losses import (
     encoder_frame_loss,
     encoder_sequence_loss,
     flatten_hypotheses,
+    join_losses,
     masked_lm_loss,
     nbest_posteriors,
     reduce_terms,
@@ -118,6 +119,7 @@ def student_losses(
     augment = specaugment_settings(recipe.specaugment)
     section, settings = recipe.student, recipe.distillation
     alpha, smoothing = section.training.ctc_weight, section.training.label_smoothing
+    copies = section.masks_per_utterance
 
     def losses(batch: Batch, epoch: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         weights = DistillationWeights(alpha=alpha)
@@ -127,11 +129,12 @@ def student_losses(
         encoded = model.encode(features, batch.feature_lengths)
         memory = model.decoder.project_memory(encoded.hidden, encoded.lengths)
         frame_log_probs = model.ctc_log_probs(encoded.hidden)
-        masks = draw_masks(batch.token_lengths, generator, batch.tokens.shape[1])
-        logits = _masked_logits(model, batch.tokens, batch.token_lengths, masks, memory)
+        tokens, lengths = batch.tokens.repeat(copies, 1), batch.token_lengths.repeat(copies)
+        masks = draw_masks(lengths, generator, tokens.shape[1])
+        logits = _masked_logits(model, tokens, lengths, masks, _repeated(memory, copies))
         terms = {
             "ctc": ctc_loss(frame_log_probs, encoded.lengths, batch.tokens, batch.token_lengths),
-            "mlm": masked_lm_loss(logits, batch.tokens, masks, smoothing),
+            "mlm": masked_lm_loss(logits, tokens, masks, smoothing),
         }
         if source is not None and weights.needed:
             sequences = bool(weights.needed & {"encoder_sequence", "decoder_sequence"})
@@ -148,6 +151,13 @@ def student_losses(
         return combine(reduce_terms(terms, settings.scale), weights)
 
     return losses
+
+
+def _repeated(memory: Memory, copies: int) -> Memory:
+    """The memory of the batch, `copies` times one after the other."""
+    if copies == 1:
+        return memory
+    return memory.select(torch.arange(memory.size, device=memory.keys[0].device).repeat(copies))
 
 
 def _masked_logits(
@@ -170,16 +180,24 @@ def _frame_terms(
     vocab_size: int,
     needed: frozenset[str],
 ) -> dict[str, UtteranceLoss]:
-    """F-KD after the encoder (Eq. 7) and after the decoder (Eq. 11)."""
+    """F-KD after the encoder (Eq. 7) and after the decoder (Eq. 11).
+
+    `logits` and `masks` hold the batch as often as it was masked, one masking after the other.
+    """
     terms = {}
     if "encoder_frame" in needed:
         terms["encoder_frame"] = encoder_frame_loss(
             frame_log_probs, encoded.lengths, targets.frames, settings.tail
         )
     if "decoder_frame" in needed:
-        log_probs = class_log_probs(logits, vocab_size)
-        terms["decoder_frame"] = decoder_frame_loss(
-            log_probs, masks, batch.token_lengths, targets.tokens, settings.tail
+        size = len(batch.token_lengths)
+        log_probs_of = torch.split(class_log_probs(logits, vocab_size), size)
+        maskings = zip(log_probs_of, torch.split(masks, size), strict=True)
+        terms["decoder_frame"] = join_losses(
+            decoder_frame_loss(
+                log_probs, masked, batch.token_lengths, targets.tokens, settings.tail
+            )
+            for log_probs, masked in maskings
         )
     return terms
 
