@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("store.py", "training.py", "search.py", "models.py")
+SCRIPTS = ("store.py", "training.py", "search.py", "models.py", "dump.py")
 
 
 def main() -> None:

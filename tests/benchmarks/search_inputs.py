@@ -155,7 +155,7 @@ def _name_frames(
     encode = model.encode
     starts = {float(utterance.features[0, 0]): i for i, utterance in enumerate(utterances)}
 
-    def named(features: Tensor, lengths: Tensor) -> Encoded:
+    def encode_named(features: Tensor, lengths: Tensor) -> Encoded:
         encoded = encode(features, lengths)
         for start, key in zip(
             features[:, 0, 0].tolist(), encoded.hidden[:, 0, 0].tolist(), strict=True
@@ -163,7 +163,7 @@ def _name_frames(
             names[key] = starts[start]
         return encoded
 
-    model.encode = named  # type: ignore[method-assign]
+    model.encode = encode_named  # type: ignore[method-assign]
 
 
 def _planted_ctc(

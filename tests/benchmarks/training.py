@@ -31,7 +31,7 @@ from kdpipe.stages.cached_targets import cached_targets
 from kdpipe.stages.device import keep_freed_memory
 from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.targets import TargetSource, online_targets
-from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump, teacher_targets
+from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.stages.train_student import student_losses
 from kdpipe.stages.train_teacher import teacher_losses
 from kdpipe.stages.training import StepLosses, make_optimizer
@@ -205,28 +205,6 @@ def _wall(run: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def dump_rows(data: PreparedData, folder: Path) -> list[Row]:
-    """Hours of speech per hour of teacher-dump with a size M teacher, on both cores."""
-    recipe = load_recipe("aishell1")
-    bundle = load_model(make_teacher(data, recipe, folder / "teacher-M"))
-    split = data.split("train")
-    indices = list(range(min(24, len(split))))
-    batch = collate(split, data.cmvn, indices)
-    torch.set_num_threads(2)
-    found = min(_wall(lambda: _drain(bundle, batch)) for _ in range(2))
-    torch.set_num_threads(1)
-    return [
-        row("dump_speech_hours_per_hour_M", batch.audio_seconds / found, "h/h", None,
-            "24 utterances of 3-6 s, beam 10, 10-best, 2 threads, wall time; random weights:"
-            " the search ends at the length bound, so this is a floor")
-    ]  # fmt: skip
-
-
-def _drain(bundle: Any, batch: Batch) -> None:
-    for _ in teacher_targets(bundle, batch, DumpSettings()):
-        pass
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
@@ -244,7 +222,6 @@ def main() -> None:
         teacher_dump(data.folder, "train", teacher, store, DumpSettings(), Shard(), "cpu")
         rows = overhead_rows(data, recipe, teacher, open_store(store), arguments.rounds)
         rows += throughput_rows(data, arguments.rounds)
-        rows += dump_rows(data, folder)
     for entry in rows:
         print({key: value for key, value in entry.items() if key != "conditions"})
     if arguments.json:

@@ -1,0 +1,191 @@
+"""The table of docs/results/distillation.md from a folder of models and decodes.
+
+Rates are means over seeds, intervals are of all seeds' utterances resampled together. A step's p
+is the paired bootstrap's on the same utterances, errors summed over the seeds that both rows have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdpipe.checkpoint import read_card
+from kdpipe.features.prepared import PreparedData
+from kdpipe.files import read_jsonl
+from kdpipe.models import build_model, count_parameters
+from kdpipe.scoring import UtteranceErrors, align_pairs, compare_systems, rate_interval
+
+__all__ = ["write_table"]
+
+MAIN_ROWS = (
+    "teacher", "same-plain", "same-f-kd", "same-fs-kd", "small-plain", "small-f-kd", "small-fs-kd",
+)  # fmt: skip
+STEPS = (
+    ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
+    ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
+)  # fmt: skip
+MAIN_SEARCH = "beam10"
+
+
+def write_table(out: Path, path: Path) -> str:
+    """Write the rows as JSON; returns the tables as Markdown."""
+    found = Decodes(out)
+    rows = [row_of(found, name, MAIN_SEARCH) for name in found.rows()]
+    searches = [row_of(found, name, search) for name, search in found.searches()]
+    steps = [step for pair in STEPS for step in compare(found, *pair)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"rows": rows, "searches": searches, "steps": steps}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return "\n\n".join([markdown(rows), markdown(searches), steps_markdown(steps)])
+
+
+class Decodes:
+    """What is decoded under a folder: names like small-plain-s0-test-beam10."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.data = PreparedData.open(out / "data")
+        self.references = {
+            split: {u.id: u.text for u in self.data.split(split).utterances if u.text}
+            for split in ("dev", "test")
+        }
+
+    def models(self, row: str) -> list[Path]:
+        """The row's models, by seed, that are decoded in the main search."""
+        names = [row] if row == "teacher" else [f"{row}-s{seed}" for seed in range(10)]
+        return [self.out / name for name in names if self.folder(name, "test").is_dir()]
+
+    def folder(self, name: str, split: str, search: str = MAIN_SEARCH) -> Path:
+        return self.out / "decode" / f"{name}-{split}-{search}"
+
+    def rows(self) -> list[str]:
+        """Names of the rows that have a decoded model: the main ones first."""
+        seen = {p.name.rsplit("-s", 1)[0] for p in self.out.iterdir() if p.is_dir()}
+        names = [*MAIN_ROWS, *sorted(seen - set(MAIN_ROWS))]
+        return [name for name in names if self.models(name)]
+
+    def searches(self) -> list[tuple[str, str]]:
+        return [
+            (row, search)
+            for row in self.rows()
+            for search in ("ctc", "beam1", "beam5", "beam10")
+            if self.folder(self.models(row)[0].name, "test", search).is_dir()
+        ]
+
+    def errors(self, name: str, split: str, search: str, unit: Any) -> UtteranceErrors:
+        hypotheses = {
+            str(line["id"]): str(line["text"])
+            for line in read_jsonl(self.folder(name, split, search) / "hyp.jsonl")
+        }
+        return align_pairs(self.references[split], hypotheses, unit)
+
+
+def row_of(found: Decodes, row: str, search: str) -> dict[str, Any]:
+    models = found.models(row)
+    scores = [
+        json.loads((found.folder(model.name, "test", search) / "score.json").read_text())
+        for model in models
+    ]
+    return {
+        "name": row,
+        "search": search,
+        "params": count_parameters(build_model(read_card(models[0]).sizes)),
+        "seeds": len(models),
+        "train_seconds": round(float(np.mean([train_seconds(model) for model in models]))),
+        "rtf": float(np.mean([score["rtf"] for score in scores])),
+        **{split: rates(found, models, split, search) for split in ("dev", "test")},
+    }
+
+
+def train_seconds(model: Path) -> float:
+    """Seconds of updates, wall time."""
+    lines: Iterable[Any] = read_jsonl(model / "train.jsonl")
+    return sum(float(line["seconds"]) for line in lines if line["type"] == "epoch")
+
+
+def rates(found: Decodes, models: Sequence[Path], split: str, search: str) -> dict[str, Any]:
+    answer = {}
+    for name, unit in (("wer", "word"), ("cer", "char")):
+        each = [found.errors(model.name, split, search, unit) for model in models]
+        per_seed = [float(e.errors.sum() / e.reference.sum()) for e in each]
+        total = sum(e.errors for e in each)
+        reference = sum(e.reference for e in each)
+        answer[name] = {
+            "rate": float(np.mean(per_seed)),
+            "substitutions": float(np.mean([e.substitutions.sum() for e in each])),
+            "deletions": float(np.mean([e.deletions.sum() for e in each])),
+            "insertions": float(np.mean([e.insertions.sum() for e in each])),
+            "reference": int(each[0].reference.sum()),
+            "ci95": list(rate_interval(np.asarray(total), np.asarray(reference))),
+            "per_seed": per_seed,
+        }
+    return answer
+
+
+def compare(found: Decodes, first: str, second: str) -> list[dict[str, Any]]:
+    """Two rows by paired bootstrap on test, over the seeds that both have."""
+    seeds = [
+        (found.out / f"{first}-s{s}", found.out / f"{second}-s{s}")
+        for s in range(10)
+        if {f"{first}-s{s}"} <= {m.name for m in found.models(first)}
+        and {f"{second}-s{s}"} <= {m.name for m in found.models(second)}
+    ]
+    answers = []
+    for unit in ("word", "char") if seeds else ():
+        pairs = [
+            [found.errors(model.name, "test", MAIN_SEARCH, unit) for model in pair]
+            for pair in seeds
+        ]
+        one, two = (sum(pair[i].errors for pair in pairs) for i in (0, 1))
+        reference = sum(pair[0].reference for pair in pairs)
+        result = compare_systems(np.asarray(one), np.asarray(two), np.asarray(reference))
+        answers.append(
+            {
+                "from": first, "to": second, "unit": unit, "seeds": len(seeds),
+                "relative": float(1 - np.sum(two) / np.sum(one)),
+                "difference": result.difference, "ci95": list(result.ci95), "p": result.p_value,
+            }
+        )  # fmt: skip
+    return answers
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """CER / WER of dev and test, the interval and I+D of test."""
+    head = (
+        "| row | search | parameters | seeds | dev CER / WER % | test CER / WER % | test WER 95% |"
+        " test I+D, CER / WER % | RTF | training s |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *(line(row) for row in rows)])
+
+
+def line(row: dict[str, Any]) -> str:
+    dev, test = row["dev"], row["test"]
+    low, high = test["wer"]["ci95"]
+    return (
+        f"| {row['name']} | {row['search']} | {row['params'] / 1e6:.2f} M | {row['seeds']} |"
+        f" {both(dev)} | {both(test)} | {100 * low:.1f} - {100 * high:.1f} |"
+        f" {share(test['cer'])} / {share(test['wer'])} | {row['rtf']:.4f} |"
+        f" {row['train_seconds']} |"
+    )
+
+
+def both(rates: dict[str, Any]) -> str:
+    return f"{100 * rates['cer']['rate']:.1f} / {100 * rates['wer']['rate']:.1f}"
+
+
+def share(counts: dict[str, Any]) -> str:
+    return f"{100 * (counts['insertions'] + counts['deletions']) / counts['reference']:.1f}"
+
+
+def steps_markdown(steps: Sequence[dict[str, Any]]) -> str:
+    head = "| step | unit | seeds | errors less by | p |\n|---|---|---|---|---|"
+    lines = [
+        f"| {s['from']} to {s['to']} | {s['unit']} | {s['seeds']} | {100 * s['relative']:.1f}% |"
+        f" {s['p']:.4f} |"
+        for s in steps
+    ]
+    return "\n".join([head, *lines])
