@@ -17,7 +17,7 @@ from kdpipe.config import (
     recipe_names,
     to_table,
 )
-from kdpipe.errors import ConfigError, InputNotFoundError
+from kdpipe.errors import ConfigError, DataError, InputNotFoundError
 
 MODEL = {"size": "XS", "encoder_layers": 12}
 
@@ -105,5 +105,5 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text("name = [")
-    with pytest.raises(ConfigError, match=r"bad\.toml"):
+    with pytest.raises(DataError, match=r"bad\.toml: not TOML"):
         load_recipe(str(path))

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from kdpipe_cli.options import device_option, seed_option
+from kdpipe_cli.options import common_options, out_option
+from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("exp/demo"), show_default=True)
-@seed_option
-@device_option
-def command(out: Path, seed: int, device: str) -> None:
+@out_option("DIR", "Folder to write.", required=False, default=Path("exp/demo"))
+@common_options
+def command(out: Path, seed: int, device: str, as_json: bool) -> None:
     """Run the whole pipeline on synthetic speech; about ten minutes on two cores.
 
     Speech is synthesised with espeak-ng, a toy teacher is trained and dumped, and three
@@ -26,7 +26,8 @@ def command(out: Path, seed: int, device: str) -> None:
       kdpipe demo --out exp/demo
     """
     from kdpipe.config import load_recipe
+    from kdpipe.files import read_json
     from kdpipe.stages.demo import demo_table, run_demo
 
-    rows = run_demo(out, load_recipe("demo"), seed, device, lambda line: click.echo(line, err=True))
-    click.echo(demo_table(rows, out))
+    rows = run_demo(out, load_recipe("demo"), seed, device, say)
+    answer(read_json(out / "results.json"), demo_table(rows, out), as_json)

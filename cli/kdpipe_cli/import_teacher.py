@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from kdpipe_cli.options import device_option, seed_option
+from kdpipe_cli.options import PATH, common_options, out_option
+from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
 
@@ -20,12 +21,15 @@ __all__ = ["command"]
     help="espnet2: an ESPnet2 experiment folder or packed model. hf: a Hugging Face speech"
     " sequence-to-sequence model (Whisper), in a folder.",
 )
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--config", help="espnet2: the config file inside PATH, where it holds several.")
-@click.option("--weights", help="espnet2: the weights (*.pth) inside PATH, likewise.")
-@seed_option
-@device_option
+@click.argument("path", type=PATH)
+@out_option("MODEL", "Model directory to write.")
+@click.option(
+    "--config", metavar="FILE", help="espnet2: the config file inside PATH, where it holds several."
+)
+@click.option(
+    "--weights", metavar="FILE", help="espnet2: the weights (*.pth) inside PATH, likewise."
+)
+@common_options
 def command(
     toolkit: str,
     path: Path,
@@ -34,6 +38,7 @@ def command(
     weights: str | None,
     seed: int,
     device: str,
+    as_json: bool,
 ) -> None:
     """Make a teacher directory of a model that another toolkit trained.
 
@@ -44,7 +49,7 @@ def command(
     and change nothing.
 
     \b
-    Examples:
+    Example:
       kdpipe import-teacher --from espnet2 exp/asr_train_conformer --out exp/teacher
       kdpipe import-teacher --from espnet2 asr_model.zip --out exp/teacher
       kdpipe import-teacher --from hf models/whisper-small --out exp/whisper
@@ -60,7 +65,7 @@ def command(
 
         imported = import_hf(path, out)
     for note in imported.notes:
-        click.echo(f"Note: {note}.", err=True)
-    if not imported.made:
-        click.echo(f"{out} is already complete.", err=True)
-    click.echo(f"{out}: {imported.summary}")
+        say(f"Note: {note}.")
+    content = {"model": str(out), "imported": imported.made, "summary": imported.summary}
+    done = "" if imported.made else "already complete, "
+    answer({**content, "notes": list(imported.notes)}, f"{out}: {done}{imported.summary}", as_json)

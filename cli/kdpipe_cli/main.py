@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Sequence
 
 import click
 
-from kdpipe.errors import KdpipeError
+from kdpipe.errors import did_you_mean
+from kdpipe_cli.failures import explain
+from kdpipe_cli.output import complain
 
-__all__ = ["cli", "main"]
+__all__ = ["COMMANDS", "cli", "main", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("kdpipe_cli.prepare", "Make features, CMVN and tokenizer from manifests."),
@@ -19,8 +23,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train-student": ("kdpipe_cli.train_student", "Train the Mask-CTC student."),
     "decode": ("kdpipe_cli.decode", "Recognise speech and score it."),
     "store": ("kdpipe_cli.store", "Inspect, check and convert teacher stores."),
+    "report": ("kdpipe_cli.report", "One page about runs: errors, curves, store, posteriors."),
     "demo": ("kdpipe_cli.demo", "The whole pipeline on speech synthesised here."),
 }
+INTERRUPTED = 130
+"""Exit code of a shell's command that Ctrl-C ended: 128 + SIGINT."""
 
 
 class LazyGroup(click.Group):
@@ -35,6 +42,13 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -45,27 +59,59 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Cache a teacher recogniser's outputs once; distil them into fast students.
 
+    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 an error that
+    is explained, 2 wrong usage. A command that was interrupted resumes when it is run again.
+
     \b
     Example:
       kdpipe prepare --train train.jsonl --dev dev.jsonl --out exp/data
+
+    \b
+    Completion, in ~/.bashrc (or zsh_source in ~/.zshrc, fish_source for fish):
+      eval "$(_KDPIPE_COMPLETE=bash_source kdpipe)"
     """
 
 
-def main() -> None:
-    """Run the command line: known errors are one or two lines, exit code 1."""
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code. A bug is the only exception that escapes."""
     try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+        code = cli.main(list(arguments), prog_name="kdpipe", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except click.ClickException as error:
+        complain(error.format_message(), f"See `{_help_command(error)}`")
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted: run the same command again to resume.", err=True)
-        sys.exit(130)
-    except KdpipeError as error:
-        click.echo(f"Error: {error.message}.\n{error.remedy}.", err=True)
-        sys.exit(1)
+        click.echo("Interrupted: run the same command again to go on.", err=True)
+        return INTERRUPTED
+    except (Exception, MemoryError) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        complain(*explained)
+        _drop_refused_output()
+        return 1
     # Without standalone mode click returns the code of ctx.exit() instead of exiting with it.
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
+
+
+def _help_command(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{context.command_path if context else 'kdpipe'} --help"
+
+
+def _drop_refused_output() -> None:
+    """What stdout could not take (a full disk) must not fail once more when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """The command `kdpipe`."""
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from kdpipe_cli.options import device_option, json_option, seed_option
+from kdpipe_cli.options import PATH, common_options, option, out_option
+from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
 
@@ -28,77 +29,79 @@ class SpeedFactors(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is not factors with commas, like 0.9,1.0,1.1", param, ctx)
 
 
-@click.command()
-@click.option("--train", multiple=True, help="Training manifest; several are joined.")
-@click.option("--dev", multiple=True, help="Development manifest; several are joined.")
-@click.option("--test", multiple=True, help="Test manifest; the first is the split `test`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.command("prepare")
+@click.option(
+    "--train", multiple=True, metavar="FILE.jsonl", help="Training manifest; several are joined."
+)
+@click.option(
+    "--dev", multiple=True, metavar="FILE.jsonl", help="Development manifest; several are joined."
+)
+@click.option(
+    "--test",
+    multiple=True,
+    metavar="FILE.jsonl",
+    help="Test manifest; the first is the split `test`, others are named as their files.",
+)
+@out_option("DATA", "Folder to write.")
 @click.option(
     "--from",
     "corpus",
     nargs=2,
-    type=(click.Choice(["librispeech", "aishell1", "kaldi", "lhotse"]), click.Path(path_type=Path)),
+    type=(click.Choice(["librispeech", "aishell1", "kaldi", "lhotse"]), PATH),
     metavar="LAYOUT PATH",
     help="A corpus instead of manifests: librispeech, aishell1, kaldi or lhotse, and its folder."
     " --train, --dev and --test then name its own splits (by default, by their names).",
 )
-@click.option(
+@option(
     "--tokenizer",
     type=click.Choice(["char", "bpe"]),
     default="char",
-    show_default=True,
     help="Characters or byte-pair pieces, trained on the training split.",
 )
 @click.option(
     "--vocab-size",
-    type=int,
-    help="Vocabulary with special tokens (char: default all, bpe: needed).",
+    type=click.IntRange(1, 1_000_000),
+    help="Vocabulary with special tokens. By default all characters; bpe needs it.",
 )
-@click.option(
+@option(
     "--speed",
     type=SpeedFactors(),
     default="1.0",
-    show_default=True,
     help="Speed perturbation of the training split, e.g. 0.9,1.0,1.1.",
 )
-@click.option(
+@option(
     "--channel",
     type=click.Choice(["mix", "first"]),
     default="mix",
-    show_default=True,
     help="Of audio with several channels.",
 )
-@click.option(
+@option(
     "--text-case",
     type=click.Choice(["keep", "upper", "lower"]),
     default="keep",
-    show_default=True,
     help="Case of the texts.",
 )
-@click.option(
+@option(
     "--text-spaces",
     type=click.Choice(["keep", "remove"]),
     default="keep",
-    show_default=True,
     help="`remove` for Mandarin that is written with spaces between words.",
 )
 @click.option("--allow-unlabelled", is_flag=True, help="Keep utterances without text.")
 @click.option(
     "--like",
-    type=click.Path(path_type=Path),
+    type=PATH,
+    metavar="DATA|MODEL",
     help="Take tokenizer and CMVN from prepared data or a model, instead of making them.",
 )
-@click.option(
+@option(
     "--max-rejected",
     type=click.FloatRange(0, 1),
     default=0.05,
-    show_default=True,
     help="Fraction of a split that may be unusable.",
 )
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes.")
-@seed_option
-@device_option
-@json_option
+@option("--workers", type=click.IntRange(0, 1024), default=2, help="Processes.")
+@common_options
 def command(
     train: tuple[str, ...],
     dev: tuple[str, ...],
@@ -133,23 +136,19 @@ def command(
     splits = read_splits(SplitNames(train, dev, test), source)
     made = prepare(splits, out, PrepareSettings(speeds=speed, **settings), workers, max_rejected)
     if not made:
-        click.echo(f"{out} is already complete.", err=True)
+        say(f"{out} is already complete.")
     _show(out, as_json)
 
 
 def _show(out: Path, as_json: bool) -> None:
-    import json
-
     from kdpipe.features.prepared import PreparedData
 
     settings = PreparedData.open(out).settings
-    if as_json:
-        click.echo(json.dumps(settings, ensure_ascii=False))
-        return
     tokenizer = settings["tokenizer"]
-    click.echo(f"{'split':<16}{'utterances':>12}{'hours':>10}{'rejected':>10}")
+    lines = [f"{'split':<16}{'utterances':>12}{'hours':>10}{'rejected':>10}"]
     for name, split in settings["splits"].items():
         rejected = sum(split["rejected"].values())
         hours = split["seconds"] / 3600
-        click.echo(f"{name:<16}{split['utterances']:>12,}{hours:>10.2f}{rejected:>10,}")
-    click.echo(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
+        lines.append(f"{name:<16}{split['utterances']:>12,}{hours:>10.2f}{rejected:>10,}")
+    lines.append(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
+    answer(settings, "\n".join(lines), as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +10,24 @@ from typing import Any
 
 import click
 
-from kdpipe_cli.options import device_option, json_option, seed_option
+from kdpipe_cli.options import (
+    PATH,
+    common_options,
+    data_option,
+    option,
+    out_option,
+    shell_options,
+)
+from kdpipe_cli.output import answer, complain, say
 
 __all__ = ["command"]
 
-STORE = click.argument("store", metavar="STORE")
-LOCAL_STORE = click.argument("store", metavar="STORE", type=click.Path(path_type=Path))
+# A path or a URL: click leaves it a string, the shell completes paths.
+PLACE = click.Path()
+STORE = click.argument("store", metavar="STORE", type=PLACE)
+LOCAL_STORE = click.argument("store", metavar="STORE", type=PATH)
+NO_STORE = 2
+"""What verify exits with where there is no store."""
 
 
 @click.group("store")
@@ -34,7 +45,7 @@ def command() -> None:
 
 @command.command()
 @STORE
-@json_option
+@shell_options
 def info(store: str, as_json: bool) -> None:
     """Whose targets these are, how many, how large, how faithful.
 
@@ -45,27 +56,24 @@ def info(store: str, as_json: bool) -> None:
     from kdpipe.store import store_info
 
     content = store_info(store)
-    click.echo(_json(content) if as_json else _listing(content))
+    answer(content, _listing(content), as_json)
 
 
 @command.command()
 @LOCAL_STORE
 @click.option(
-    "--recompute", type=click.IntRange(1), metavar="N", help="Run the teacher again on N."
+    "--recompute", type=click.IntRange(1), metavar="N", help="Run the teacher on N utterances."
 )
 @click.option("--repair", is_flag=True, help="Dump damaged utterances again.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="The store's teacher.")
-@click.option("--data", type=click.Path(path_type=Path), help="The data it was dumped from.")
-@click.option(
+@click.option("--teacher", type=PATH, metavar="MODEL", help="The store's teacher.")
+@data_option(required=False, help="The data it was dumped from.")
+@option(
     "--threshold",
     type=click.FloatRange(0.0),
     default=0.01,
-    show_default=True,
     help="With --recompute: largest mean KL, nats.",
 )
-@seed_option
-@device_option
-@json_option
+@common_options
 def verify(
     store: Path,
     recompute: int | None,
@@ -88,23 +96,20 @@ def verify(
       kdpipe store verify exp/train.zarr --recompute 20 --teacher exp/teacher --data exp/data
       kdpipe store verify exp/train.zarr --repair --teacher exp/teacher --data exp/data
     """
-    if (repair or recompute) and (teacher is None or data is None):
+    source = (data, teacher) if data and teacher else None
+    if (recompute or repair) and source is None:
         raise click.UsageError("--recompute and --repair need --teacher and --data.")
-    sound = _check(store, as_json)
-    if repair and not sound:
-        assert teacher is not None
-        assert data is not None
-        _repair(store, data, teacher, device)
-        sound = _check(store, as_json)
-    if recompute and sound:
-        assert teacher is not None
-        assert data is not None
-        sound = _recompute(store, data, teacher, recompute, seed, device, threshold)
-    sys.exit(0 if sound else 1)
+    content = _check(store)
+    if source and repair and not content["sound"]:
+        content = _repair(store, *source, device, content)
+    if source and recompute and content["sound"]:
+        content |= _recompute(store, *source, recompute, seed, device, threshold)
+    answer(content, _findings(content), as_json)
+    sys.exit(0 if content["sound"] else 1)
 
 
-def _check(store: Path, as_json: bool) -> bool:
-    """Print what a check of every byte finds; True when the store is sound."""
+def _check(store: Path) -> dict[str, Any]:
+    """What a check of every byte finds, as plain JSON types."""
     from kdpipe.errors import StoreFormatError
     from kdpipe.store.check import verify_store
 
@@ -112,55 +117,53 @@ def _check(store: Path, as_json: bool) -> bool:
         with _counting("verify") as advance:
             report = verify_store(store, advance)
     except StoreFormatError as error:
-        click.echo(f"{error.message}.\n{error.remedy}.", err=True)
-        sys.exit(2)
-    findings = [{"part": f.part, "problem": f.problem, "ids": f.ids} for f in report.findings]
-    content = {
+        complain(error.message, error.remedy)
+        sys.exit(NO_STORE)
+    return {
         "store": report.path,
         "state": report.state,
         "sound": report.sound,
         "utterances": report.utterances,
-        "findings": findings,
+        "findings": [{"part": f.part, "problem": f.problem, "ids": f.ids} for f in report.findings],
         "notes": report.notes,
     }
-    click.echo(_json(content) if as_json else _findings(content))
-    return report.sound
 
 
-def _repair(store: Path, data: Path, teacher: Path, device: str) -> None:
+def _repair(
+    store: Path, data: Path, teacher: Path, device: str, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Mend the store; what a check finds afterwards, and what was dumped again."""
     from kdpipe.stages.store_teacher import repair_store
 
+    say(_findings(before))
     dropped = repair_store(store, data, teacher, device)
-    click.echo(f"dumped again: {len(dropped)} utterances: {' '.join(dropped)}")
+    return {**_check(store), "dumped_again": dropped}
 
 
 def _recompute(
     store: Path, data: Path, teacher: Path, size: int, seed: int, device: str, threshold: float
-) -> bool:
+) -> dict[str, Any]:
+    """Compare with what the teacher says now; a store that differs is not sound."""
     from kdpipe.stages.store_teacher import recompute_sample
 
     found = recompute_sample(store, data, teacher, size, seed, device)
-    verdict = "agrees" if found.within(threshold) else f"DIFFERS by more than {threshold:g} nats"
-    click.echo(
-        f"teacher on {found.utterances} utterances {verdict}: frame KL {found.frame_kl:.5f},"
-        f" token KL {found.token_kl:.5f}, same 1-best {100 * found.best_agrees:.1f}%,"
-        f" worst {found.worst}"
-    )
-    return found.within(threshold)
+    agrees = found.within(threshold)
+    recomputed = {**found.to_json(), "threshold": threshold, "agrees": agrees}
+    return {"sound": agrees, "recomputed": recomputed}
 
 
 @command.command()
 @LOCAL_STORE
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", metavar="TARGET", type=PATH)
 @click.option("--compact", is_flag=True, help="Compressed Zarr, for transport and archives.")
-@click.option(
+@option(
     "--level",
     type=click.IntRange(1, 22),
     default=19,
-    show_default=True,
     help="Effort of zstd with --compact.",
 )
-def convert(store: Path, target: Path, compact: bool, level: int) -> None:
+@shell_options
+def convert(store: Path, target: Path, compact: bool, level: int, as_json: bool) -> None:
     """Write a store again as TARGET, .zarr or .h5, without loss.
 
     \b
@@ -172,13 +175,14 @@ def convert(store: Path, target: Path, compact: bool, level: int) -> None:
 
     with _counting("convert") as advance:
         digest = convert_store(store, target, compact, level, advance)
-    click.echo(f"{target}: digest {digest}")
+    _show_written(target, digest, as_json)
 
 
 @command.command()
 @STORE
-@click.argument("target")
-def copy(store: str, target: str) -> None:
+@click.argument("target", metavar="TARGET", type=PLACE)
+@shell_options
+def copy(store: str, target: str, as_json: bool) -> None:
     """Copy a finished store to TARGET; either may be a URL. Checks on arrival, resumes.
 
     \b
@@ -189,14 +193,15 @@ def copy(store: str, target: str) -> None:
 
     with _counting("copy", "B") as advance:
         digest = copy_store(store, target, advance)
-    click.echo(f"{target}: digest {digest}")
+    _show_written(target, digest, as_json)
 
 
 @command.command()
-@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The merged store.")
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=PATH)
+@out_option("STORE", "Merged store to write.")
 @click.option("--average", is_flag=True, help="Average teachers over the same utterances.")
-def merge(stores: tuple[Path, ...], out: Path, average: bool) -> None:
+@shell_options
+def merge(stores: tuple[Path, ...], out: Path, average: bool, as_json: bool) -> None:
     """Join stores of different utterances, or average several teachers with --average.
 
     \b
@@ -208,13 +213,13 @@ def merge(stores: tuple[Path, ...], out: Path, average: bool) -> None:
 
     with _counting("merge") as advance:
         digest = (average_stores if average else join_stores)(stores, out, advance)
-    click.echo(f"{out}: digest {digest}")
+    _show_written(out, digest, as_json)
 
 
 @command.command()
-@click.argument("first")
-@click.argument("second")
-@json_option
+@click.argument("first", metavar="STORE", type=PLACE)
+@click.argument("second", metavar="STORE", type=PLACE)
+@shell_options
 def diff(first: str, second: str, as_json: bool) -> None:
     """Compare two stores: coverage, settings, KL, agreement of the likeliest.
 
@@ -226,13 +231,14 @@ def diff(first: str, second: str, as_json: bool) -> None:
 
     with _counting("diff") as advance:
         content = compare_stores(first, second, advance)
-    click.echo(_json(content) if as_json else _listing(content))
+    answer(content, _listing(content), as_json)
 
 
 @command.command()
 @STORE
-@click.option("--out", type=click.Path(path_type=Path), help="Write the page to this file.")
-def card(store: str, out: Path | None) -> None:
+@out_option("FILE.md", "Write the page to this file, not to stdout.", required=False)
+@shell_options
+def card(store: str, out: Path | None, as_json: bool) -> None:
     """A page about a store for the people it is shared with (Markdown).
 
     \b
@@ -243,10 +249,14 @@ def card(store: str, out: Path | None) -> None:
     from kdpipe.store.summary import store_card
 
     text = store_card(store)
-    if out is None:
-        click.echo(text)
-    else:
+    if out is not None:
         atomic_write_text(out, text)
+    content = {"store": store, "written": None if out is None else str(out), "card": text}
+    answer(content, text if out is None else f"{out}: card of {store}", as_json)
+
+
+def _show_written(place: Path | str, digest: str, as_json: bool) -> None:
+    answer({"store": str(place), "digest": digest}, f"{place}: digest {digest}", as_json)
 
 
 @contextmanager
@@ -256,10 +266,6 @@ def _counting(label: str, unit: str = "utt") -> Iterator[Callable[[int], object]
 
     with progress_bar(float("inf"), label, unit) as bar:
         yield bar.update
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def _listing(content: dict[str, Any]) -> str:
@@ -278,12 +284,34 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _findings(content: dict[str, Any]) -> str:
-    lines = []
-    for finding in content["findings"]:
-        ids = finding["ids"]
-        named = f": {len(ids)} utterances: {' '.join(ids)}" if ids else ""
-        lines.append(f"{finding['part']}: {finding['problem']}{named}")
+    """What verify found, a line each, and the verdict."""
+    lines = [_finding(**finding) for finding in content["findings"]]
     lines += [f"note: {note}" for note in content["notes"]]
+    if dropped := content.get("dumped_again"):
+        lines.append(f"dumped again: {len(dropped)} utterances: {' '.join(dropped)}")
+    if found := content.get("recomputed"):
+        lines.append(_recomputed(**found))
     verdict = "sound" if content["sound"] else "DAMAGED"
     count = f"{content['utterances']} utterances"
     return "\n".join([*lines, f"{content['store']}: {verdict}, {content['state']}, {count}"])
+
+
+def _finding(part: str, problem: str, ids: tuple[str, ...]) -> str:
+    named = f": {len(ids)} utterances: {' '.join(ids)}" if ids else ""
+    return f"{part}: {problem}{named}"
+
+
+def _recomputed(
+    utterances: int,
+    frame_kl: float,
+    token_kl: float,
+    best_agrees: float,
+    worst: str,
+    threshold: float,
+    agrees: bool,
+) -> str:
+    verdict = "agrees" if agrees else f"DIFFERS by more than {threshold:g} nats"
+    return (
+        f"teacher on {utterances} utterances {verdict}: frame KL {frame_kl:.5f},"
+        f" token KL {token_kl:.5f}, same 1-best {100 * best_agrees:.1f}%, worst {worst}"
+    )

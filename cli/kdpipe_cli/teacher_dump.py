@@ -4,72 +4,72 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
-from kdpipe_cli.options import device_option, seed_option
+from kdpipe_cli.options import (
+    PATH,
+    common_options,
+    data_option,
+    option,
+    out_option,
+    search_options,
+    split_option,
+)
+from kdpipe_cli.output import answer
 
 __all__ = ["command"]
 
 
 @click.command("teacher-dump")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Prepared data.")
-@click.option("--split", default="train", show_default=True)
-@click.option("--teacher", type=click.Path(path_type=Path), required=True, help="Teacher model.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Store, NAME.zarr or NAME.h5."
-)
-@click.option(
+@data_option()
+@split_option("train")
+@click.option("--teacher", type=PATH, required=True, metavar="MODEL", help="Teacher model.")
+@out_option("STORE", "Store to write, NAME.zarr or NAME.h5.")
+@option(
     "--top-k",
     type=click.IntRange(1, 30_000),
     default=32,
-    show_default=True,
     help="Classes kept of a distribution at most.",
 )
-@click.option(
+@option(
     "--min-prob",
     type=click.FloatRange(0.0, 1.0, max_open=True),
     default=1e-3,
-    show_default=True,
     help="Classes less probable than this go into the tail.",
 )
-@click.option(
+@option(
     "--codec",
     type=click.Choice(["log8", "fp16", "fp32"]),
     default="log8",
-    show_default=True,
     help="How log-probabilities are kept: a byte of 1/32 nat, half or single precision.",
 )
-@click.option("--nbest", type=click.IntRange(1, 1000), default=10, show_default=True)
-@click.option("--beam", type=click.IntRange(1, 1000), default=10, show_default=True)
-@click.option("--ctc-weight", type=click.FloatRange(0.0, 1.0), default=0.3, show_default=True)
-@click.option(
+@search_options(nbest=10)
+@option(
     "--batch-frames",
     type=click.IntRange(100),
     default=16_000,
-    show_default=True,
     help="Feature frames the teacher sees at once.",
 )
-@click.option("--shard", default="", metavar="I/N", help="This process's part, e.g. 0/8.")
-@click.option("--licence", default="", help="Licence of the speech, kept in the header.")
-@seed_option
-@device_option
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="This process's part, 0/8 to 7/8 of eight; by default all, or torchrun's share.",
+)
+@option("--licence", default="", help="Licence of the speech, kept in the header.")
+@common_options
 def command(
     data: Path,
     split: str,
     teacher: Path,
     out: Path,
-    top_k: int,
-    min_prob: float,
-    codec: str,
-    nbest: int,
-    beam: int,
-    ctc_weight: float,
-    batch_frames: int,
-    shard: str,
+    shard: str | None,
     licence: str,
     seed: int,
     device: str,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Run the teacher once over a split and write its targets to a store.
 
@@ -80,26 +80,29 @@ def command(
     Example:
       kdpipe teacher-dump --data exp/data --split train --teacher exp/teacher --out exp/train.zarr
     """
+    part = _shard(shard)
+
     import torch
 
     from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
+    from kdpipe.store import store_info
 
     torch.manual_seed(seed)
-    index, count = _shard(shard)
-    settings = DumpSettings(top_k, min_prob, codec, nbest, beam, ctc_weight, batch_frames)
+    chosen = DumpSettings(**settings)
     complete = teacher_dump(
-        data, split, teacher, out, settings, Shard(index, count), device, licence=licence
+        data, split, teacher, out, chosen, Shard(*part), device, licence=licence
     )
     state = "complete" if complete else "this shard is done; others are still to come"
-    click.echo(f"{out}: {state}")
+    content = store_info(out)
+    answer(content, f"{out}: {state}, {content['utterances']:,} utterances", as_json)
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _shard(text: str | None) -> tuple[int, int]:
     """`I/N`, or torchrun's rank and world size, or all of it."""
     if not text:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     index, slash, count = text.partition("/")
-    good = slash and index.isdigit() and count.isdigit() and int(index) < int(count)
+    good = slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)
     if not good:
         raise click.BadParameter(f"{text!r} is not I/N with 0 <= I < N", param_hint="--shard")
     return int(index), int(count)

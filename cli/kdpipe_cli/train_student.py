@@ -6,32 +6,32 @@ from pathlib import Path
 
 import click
 
-from kdpipe_cli.options import device_option, recipe_options, seed_option
+from kdpipe_cli.options import common_options, training_options
 
 __all__ = ["command"]
 
 
 @click.command("train-student")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Prepared data.")
-@recipe_options
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model directory.")
+@training_options
 @click.option(
     "--targets",
+    type=click.Path(),
     metavar="STORE",
     help="Teacher store (.zarr, .h5 or a URL). Without it: the plain student.",
 )
 @click.option("--allow-partial", is_flag=True, help="Take a store that is still being written.")
-@seed_option
-@device_option
+@common_options
 def command(
     data: Path,
     recipe: str,
     overrides: tuple[str, ...],
     out: Path,
+    tensorboard: str | None,
     targets: str | None,
     allow_partial: bool,
     seed: int,
     device: str,
+    as_json: bool,
 ) -> None:
     """Train the Mask-CTC student, with a teacher's cached targets or without.
 
@@ -42,9 +42,10 @@ def command(
       kdpipe train-student --data exp/data --recipe an4 --out exp/student \\
         --targets exp/train.zarr
     """
-    from kdpipe.config import load_recipe
     from kdpipe.stages.train_student import train_student
+    from kdpipe_cli.training import chosen_recipe, show_model, tensorboard_folder
 
-    chosen = load_recipe(recipe, overrides)
-    trained = train_student(data, chosen, out, targets, seed, device, allow_partial)
-    click.echo(f"{out}: {'trained' if trained else 'already complete'}")
+    chosen = chosen_recipe(recipe, overrides)
+    events = tensorboard_folder(tensorboard, out)
+    trained = train_student(data, chosen, out, targets, seed, device, allow_partial, events)
+    show_model(out, trained, as_json)

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import click
 
-from kdpipe_cli.options import device_option, recipe_options, seed_option
+from kdpipe_cli.options import common_options, training_options
 
 __all__ = ["command"]
 
 
 @click.command("train-teacher")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Prepared data.")
-@recipe_options
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model directory.")
-@seed_option
-@device_option
+@training_options
+@common_options
 def command(
-    data: Path, recipe: str, overrides: tuple[str, ...], out: Path, seed: int, device: str
+    data: Path,
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    tensorboard: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Train the autoregressive joint CTC/attention teacher.
 
@@ -27,9 +31,12 @@ def command(
     \b
     Example:
       kdpipe train-teacher --data exp/data --recipe an4 --out exp/teacher
+      kdpipe train-teacher --data exp/data --recipe an4 --out exp/teacher \\
+        --set teacher.training.epochs=40 --tensorboard
     """
-    from kdpipe.config import load_recipe
     from kdpipe.stages.train_teacher import train_teacher
+    from kdpipe_cli.training import chosen_recipe, show_model, tensorboard_folder
 
-    trained = train_teacher(data, load_recipe(recipe, overrides), out, seed, device)
-    click.echo(f"{out}: {'trained' if trained else 'already complete'}")
+    chosen = chosen_recipe(recipe, overrides)
+    events = tensorboard_folder(tensorboard, out)
+    show_model(out, train_teacher(data, chosen, out, seed, device, events), as_json)

@@ -8,7 +8,6 @@ models, losses and searches take plain arguments and never see these classes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 import types
 import typing
@@ -18,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from kdpipe.errors import ConfigError, InputNotFoundError
+from kdpipe.errors import ConfigError, DataError, InputNotFoundError, did_you_mean
 
 __all__ = [
     "DistillationSection",
@@ -34,6 +33,7 @@ __all__ = [
     "parse_table",
     "recipe_names",
     "setting",
+    "setting_keys",
     "to_table",
 ]
 
@@ -180,8 +180,8 @@ class StudentSection:
 class Recipe:
     """Everything that train-teacher and train-student can be told."""
 
-    name: str
-    description: str
+    name: str = field(metadata={"help": "what the recipe is called, for messages and logs"})
+    description: str = field(metadata={"help": "one line for people"})
     teacher: TeacherSection
     student: StudentSection
     specaugment: SpecAugmentSection = SpecAugmentSection()
@@ -210,13 +210,13 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
         return tomllib.loads(shipped.read_text(encoding="utf-8"))
     path = Path(name_or_path)
     if not path.is_file():
-        raise InputNotFoundError(
-            path, "recipe", f"Give a TOML file or one of: {', '.join(recipe_names())}"
-        )
+        near = did_you_mean(name_or_path, recipe_names())
+        raise InputNotFoundError(path, "recipe", f"Give a TOML file or a shipped recipe. {near}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), "file", "...", f"not TOML: {error}", "Mend it") from error
+        remedy = f"Mend it, or give one of: {', '.join(recipe_names())}"
+        raise DataError(str(path), f"not TOML ({error})", remedy) from error
 
 
 def apply_overrides(table: Table, overrides: Sequence[str]) -> dict[str, Any]:
@@ -300,9 +300,8 @@ def parse_table(cls: type[T], table: Table, source: str, prefix: str = "") -> T:
 
 
 def _refuse_unknown(source: str, key: str, value: Any, known: list[str]) -> None:
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
-    remedy = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}"
-    raise ConfigError(source, key, value, "unknown key", remedy.rstrip("."))
+    remedy = did_you_mean(key.rsplit(".", 1)[-1], known)
+    raise ConfigError(source, key, value, "unknown key", remedy)
 
 
 def _parse_typed(kind: Any, value: Any, source: str, key: str) -> Any:
@@ -342,6 +341,18 @@ def _check_range(metadata: Mapping[str, Any], value: Any, source: str, key: str)
         raise ConfigError(
             source, key, value, "out of range", f"Give a value from {low:g} to {high:g}"
         )
+
+
+def setting_keys(cls: Any, prefix: str = "") -> list[str]:
+    """Every key that a config dataclass can be told, dotted; entries of lists are number 0."""
+    hints = typing.get_type_hints(cls)
+    keys: list[str] = []
+    for item in dataclasses.fields(cls):
+        kind, name = hints[item.name], f"{prefix}{item.name}"
+        if typing.get_origin(kind) is tuple:
+            kind, name = typing.get_args(kind)[0], f"{name}.0"
+        keys += setting_keys(kind, f"{name}.") if dataclasses.is_dataclass(kind) else [name]
+    return keys
 
 
 def to_table(config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -31,7 +32,15 @@ __all__ = [
     "UtteranceNotFoundError",
     "UtteranceTooLongError",
     "WorkerDiedError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that offers the known word nearest to `word`, or all of them."""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"Did you mean {near[0]}?" if near else f"There is: {', '.join(words) or 'nothing'}"
 
 
 class KdpipeError(Exception):

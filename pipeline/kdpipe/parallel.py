@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from kdpipe.errors import WorkerDiedError
 
-__all__ = ["WorkerPool", "end_with_parent"]
+__all__ = ["WorkerPool", "end_with_parent", "interrupts_held"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -62,16 +63,28 @@ class WorkerPool:
     ) -> Iterator[B]:
         pending: deque[Future[B]] = deque()
         for item in items:
-            pending.append(executor.submit(function, item))
+            with interrupts_held():
+                pending.append(executor.submit(function, item))
             if len(pending) >= self._ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back during the block; processes started in it never see it.
+
+    It is the parent's to handle: it ends them or waits for them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(start: Callable[[], None] | None) -> None:
-    # Ctrl-C is the parent's to handle: it cancels the jobs and waits for these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     if start is not None:
         start()

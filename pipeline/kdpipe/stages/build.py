@@ -77,6 +77,7 @@ def train_and_save(
     recipe: Recipe,
     seed: int,
     lineage: tuple[Lineage, ...] = (),
+    tensorboard: Path | None = None,
 ) -> None:
     """Train on the train split, watch the dev split, write the model directory."""
     keep_freed_memory()
@@ -96,6 +97,7 @@ def train_and_save(
         device=device,
         dev_metrics=dev,
         label=out.name,
+        tensorboard=tensorboard,
     )
     weights = run_training(run)
     card = ModelCard(

@@ -1,22 +1,35 @@
 """An output folder belongs to one command with one set of settings.
 
 The first run writes them to `run.json`; the same command again resumes or finds the output
-complete; other settings are refused by name; two processes at once are refused.
+complete; other settings are refused by name; two processes at once are refused. A run that
+fails before it made anything leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdpipe.errors import BusyOutputError, DataError, OutputConflictError
+from kdpipe.errors import BusyOutputError, DataError, OutputConflictError, OutputWriteError
 from kdpipe.files import read_json, write_json
 
 __all__ = ["claimed", "mark_complete", "settings_changes"]
 
 RUN_FILE = "run.json"
+LOCK = ".lock"
+REFUSALS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+}
+"""How a disk says that an output cannot be written there."""
 
 
 @contextmanager
@@ -24,21 +37,58 @@ def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
     """Hold `out` for this command; yields True where it is already complete.
 
     `settings` must be plain JSON. Raises `OutputConflictError` naming what differs from the
-    settings the folder was made with, `BusyOutputError` while another process holds it.
+    settings the folder was made with, `BusyOutputError` while another process holds it,
+    `OutputWriteError` where the disk refuses.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyOutputError(out) from None
-        yield _compare(out, settings)
+    with _refusals_named(out):
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        begun = (out / RUN_FILE).exists()
+        with (out / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyOutputError(out) from None
+            try:
+                yield _compare(out, settings)
+            except BaseException:
+                if not begun:
+                    _withdraw(out, missing)
+                raise
+
+
+@contextmanager
+def _refusals_named(out: Path) -> Iterator[None]:
+    """An `OutputWriteError` in place of the disk's own; errors about other files stay."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename and out not in (
+            Path(error.filename),
+            *Path(error.filename).parents,
+        )
+        if error.errno not in REFUSALS or elsewhere:
+            raise
+        raise OutputWriteError(out, str(error.strerror)) from error
+
+
+def _withdraw(out: Path, made: Sequence[Path]) -> None:
+    """Undo the claim of a run that made nothing: remove its files and the folders `made`."""
+    present = {item.name for item in out.iterdir()}
+    if RUN_FILE not in present:
+        (out / LOCK).unlink()
+    elif present == {RUN_FILE, LOCK}:
+        (out / RUN_FILE).unlink()
+        (out / LOCK).unlink()
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _compare(out: Path, settings: Mapping[str, object]) -> bool:
     path = out / RUN_FILE
     if not path.is_file():
-        if any(item.name != ".lock" for item in out.iterdir()):
+        if any(item.name != LOCK for item in out.iterdir()):
             raise OutputConflictError(out, ["it holds files that are not of this command"])
         write_json(path, {"complete": False, "settings": dict(settings)})
         return False

@@ -18,7 +18,7 @@ from kdpipe.corpus.manifest import read_manifest
 from kdpipe.corpus.synthetic import synthesise
 from kdpipe.files import read_json, read_jsonl, write_json
 from kdpipe.models import build_model, count_parameters
-from kdpipe.parallel import end_with_parent
+from kdpipe.parallel import end_with_parent, interrupts_held
 from kdpipe.scoring import ScoreReport
 from kdpipe.stages.decode import Runtime, decode_split
 from kdpipe.stages.prepare import PrepareSettings, prepare
@@ -107,7 +107,8 @@ def _beside(function: Callable[..., object], *arguments: object) -> Iterator[Non
     """
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_quietly, args=(function, arguments), daemon=True)
-    process.start()
+    with interrupts_held():
+        process.start()
     try:
         yield
         process.join()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdpipe.checkpoint import card_filterbank, read_card
 from kdpipe.corpus.utterance import Utterance
-from kdpipe.errors import ConfigError, OutputWriteError
+from kdpipe.errors import ConfigError
 from kdpipe.features.audio import Channel
-from kdpipe.features.cmvn import Cmvn
-from kdpipe.features.filterbank import filterbank_settings
-from kdpipe.features.prepared import FORMAT_VERSION, feature_digest
+from kdpipe.features.cmvn import AnyCmvn, Cmvn, load_cmvn
+from kdpipe.features.filterbank import KaldiFilterbank
+from kdpipe.features.kinds import Filterbank
+from kdpipe.features.prepared import FORMAT_VERSION, PreparedData, feature_digest
 from kdpipe.features.split_files import FEATURES, map_array
 from kdpipe.files import json_digest, write_json, write_jsonl
 from kdpipe.parallel import WorkerPool
@@ -42,8 +42,8 @@ class PrepareSettings:
     """What the prepared data depends on, beside the utterances.
 
     vocab_size: V with the special tokens; None takes every character. speeds: of the training
-    split alone. like: a folder (prepared data or a model) whose tokenizer and CMVN are taken
-    instead of made from the training split.
+    split alone. like: a folder (prepared data or a model) whose tokenizer, kind of features and
+    CMVN are taken instead of made from the training split.
     """
 
     tokenizer: TokenizerKind = "char"
@@ -88,7 +88,7 @@ def prepare(
             "prepare", "train", None, "no training split", "Give --train, or --like a folder"
         )
     claim = _claim(splits, settings)
-    with _writing(out), claimed(out, claim) as complete:
+    with claimed(out, claim) as complete:
         if complete:
             return False
         tokenizer = _provide_tokenizer(splits.get("train", ()), out, settings)
@@ -120,8 +120,18 @@ def _claim(
 def _taken_digests(like: Path) -> dict[str, str]:
     return {
         "tokenizer": Tokenizer.load(like / TOKENIZER).fingerprint[:12],
-        "cmvn": Cmvn.load(like / CMVN).digest()[:12],
+        "cmvn": load_cmvn(like / CMVN).digest()[:12],
+        "features": json_digest(_filterbank_of(like).describe())[:12],
     }
+
+
+def _filterbank_of(like: Path | None) -> Filterbank:
+    """The features of prepared data or of a model; Kaldi's where nothing is to be like."""
+    if like is None:
+        return KaldiFilterbank()
+    if (like / "data.json").is_file():
+        return PreparedData.open(like).filterbank
+    return card_filterbank(read_card(like), like)
 
 
 def _utterances_digest(utterances: Sequence[Utterance]) -> str:
@@ -129,16 +139,6 @@ def _utterances_digest(utterances: Sequence[Utterance]) -> str:
         [u.id, str(u.audio), u.duration, u.text, u.speaker, u.offset, u.segment] for u in utterances
     ]
     return f"{len(utterances)} utterances, {json_digest(fields)[:12]}"
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise OutputWriteError(out, str(error.strerror)) from error
-        raise
 
 
 def _provide_tokenizer(
@@ -162,11 +162,13 @@ def _make_splits(
     max_rejected: float,
 ) -> dict[str, dict[str, Any]]:
     summaries = {}
+    filterbank = _filterbank_of(settings.like)
     try:
         for name, utterances in splits.items():
             chunk_settings = ChunkSettings(
                 tokenizer=out.absolute() / TOKENIZER,
                 fingerprint=tokenizer.fingerprint,
+                filterbank=filterbank,
                 channel=settings.channel,
                 case=settings.text_case,
                 spaces=settings.text_spaces,
@@ -180,9 +182,9 @@ def _make_splits(
     return summaries
 
 
-def _provide_cmvn(out: Path, settings: PrepareSettings) -> Cmvn:
+def _provide_cmvn(out: Path, settings: PrepareSettings) -> AnyCmvn:
     if settings.like is not None:
-        cmvn = Cmvn.load(settings.like / CMVN)
+        cmvn = load_cmvn(settings.like / CMVN)
     else:
         cmvn = _measure_cmvn(out / "train" / FEATURES)
     cmvn.save(out / CMVN)
@@ -205,10 +207,10 @@ def _measure_cmvn(path: Path) -> Cmvn:
 def _describe(
     settings: PrepareSettings,
     tokenizer: Tokenizer,
-    cmvn: Cmvn,
+    cmvn: AnyCmvn,
     summaries: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, object]:
-    features = {**filterbank_settings(), "channel": settings.channel}
+    features = {**_filterbank_of(settings.like).describe(), "channel": settings.channel}
     return {
         "format_version": FORMAT_VERSION,
         "features": features,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdpipe.files import read_jsonl, write_jsonl
+from kdpipe.stages.tensorboard import Mirror
 
 __all__ = ["TrainLog"]
 
@@ -16,10 +17,12 @@ class TrainLog:
 
     A `step` record holds means since the last one, an `epoch` record those of the epoch and
     the dev metrics as `dev_NAME`. On resume, records past the last checkpoint are dropped.
+    `mirror` is given every record too.
     """
 
-    def __init__(self, path: Path, resume_epoch: int) -> None:
+    def __init__(self, path: Path, resume_epoch: int, mirror: Mirror | None = None) -> None:
         self.path = path
+        self._mirror = mirror
         self._since_step = _Means()
         self._since_epoch = _Means()
         self._last_epoch: dict[str, float] = {}
@@ -63,6 +66,8 @@ class TrainLog:
         record = {**head, "learning_rate": rate, **means.record(), **extra}
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
+        if self._mirror is not None:
+            self._mirror(record)
 
 
 class _Means:

@@ -40,6 +40,7 @@ from kdpipe.stages.cached_targets import open_targets
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
 from kdpipe.stages.targets import NbestBatch, Targets, TargetSource
+from kdpipe.stages.tensorboard import require_tensorboard
 from kdpipe.stages.training import StepLosses
 from kdpipe.text.tokenizer import Tokenizer
 
@@ -54,12 +55,16 @@ def train_student(
     seed: int,
     device: str,
     allow_partial: bool = False,
+    tensorboard: Path | None = None,
 ) -> bool:
     """Train a student into `out`, with the targets of `store` or, without one, plainly.
 
     Returns False where `out` was already complete. The store is checked against the data
-    before training starts: a mismatch raises `MismatchError` naming both sides.
+    before training starts: a mismatch raises `MismatchError` naming both sides. The scalars of
+    train.jsonl go to the folder `tensorboard` too, where one is given.
     """
+    if tensorboard is not None:
+        require_tensorboard()
     prepared = PreparedData.open(data)
     tokenizer = Tokenizer.load(prepared.tokenizer)
     if store and recipe.specaugment.time_warp:
@@ -89,7 +94,7 @@ def train_student(
         epochs = sum(stage.epochs for stage in recipe.student.stages)
         training = replace(recipe.student.training, epochs=epochs)
         losses = student_losses(model, recipe, source)
-        train_and_save(out, model, losses, prepared, training, recipe, seed, lineage)
+        train_and_save(out, model, losses, prepared, training, recipe, seed, lineage, tensorboard)
         mark_complete(out, settings)
     return True
 

@@ -24,18 +24,30 @@ from kdpipe.models import RecognitionModel
 from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_save
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
+from kdpipe.stages.tensorboard import require_tensorboard
 from kdpipe.stages.training import StepLosses
 from kdpipe.text.tokenizer import Tokenizer
 
 __all__ = ["teacher_losses", "train_teacher"]
 
 
-def train_teacher(data: Path, recipe: Recipe, out: Path, seed: int, device: str) -> bool:
+def train_teacher(
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    seed: int,
+    device: str,
+    tensorboard: Path | None = None,
+) -> bool:
     """Train a teacher into the model directory `out`; resumes what an earlier call began.
 
     Returns False where `out` was already complete. Errors: those of `PreparedData.open`,
-    `claimed` and `run_training`.
+    `claimed` and `run_training`; `DependencyError` where the folder `tensorboard` is given and
+    its package is not installed.
     """
+    if tensorboard is not None:
+        require_tensorboard()
+    where = pick_device(device)
     prepared = PreparedData.open(data)
     settings = {
         "command": "train-teacher",
@@ -50,9 +62,12 @@ def train_teacher(data: Path, recipe: Recipe, out: Path, seed: int, device: str)
         if complete:
             return False
         tokenizer = Tokenizer.load(prepared.tokenizer)
-        model = fresh_model(recipe.teacher.model, "ar", tokenizer, seed, pick_device(device))
+        model = fresh_model(recipe.teacher.model, "ar", tokenizer, seed, where)
         losses = teacher_losses(model, recipe)
-        train_and_save(out, model, losses, prepared, recipe.teacher.training, recipe, seed)
+        train_and_save(
+            out, model, losses, prepared, recipe.teacher.training, recipe, seed,
+            tensorboard=tensorboard,
+        )  # fmt: skip
         mark_complete(out, settings)
     return True
 

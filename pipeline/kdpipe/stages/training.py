@@ -27,9 +27,10 @@ from kdpipe.checkpoint import (
 )
 from kdpipe.config import TrainingSection
 from kdpipe.errors import TrainingDivergedError
-from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.cmvn import AnyCmvn
 from kdpipe.features.prepared import PreparedSplit
 from kdpipe.progress import progress_bar
+from kdpipe.stages.tensorboard import open_events
 from kdpipe.stages.train_log import TrainLog
 
 __all__ = ["StepLosses", "TrainingRun", "learning_rate", "make_optimizer", "run_training"]
@@ -42,18 +43,22 @@ Metrics = Callable[[], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One model's training: what is trained, on what, by which losses."""
+    """One model's training: what is trained, on what, by which losses.
+
+    `tensorboard` is a folder for the scalars of train.jsonl, or None.
+    """
 
     out: Path
     model: nn.Module
     losses: StepLosses
     split: PreparedSplit
-    cmvn: Cmvn
+    cmvn: AnyCmvn
     settings: TrainingSection
     seed: int
     device: torch.device
     dev_metrics: Metrics
     label: str
+    tensorboard: Path | None = None
 
 
 def learning_rate(settings: TrainingSection, step: int, done: float) -> float:
@@ -83,7 +88,8 @@ def run_training(run: TrainingRun) -> dict[str, Tensor]:
     """
     optimizer = make_optimizer(run.model, run.settings.weight_decay)
     epoch, step = load_training_state(run.out, run.model, optimizer)
-    log = TrainLog(run.out / "train.jsonl", resume_epoch=epoch)
+    mirror = None if run.tensorboard is None else open_events(run.tensorboard, step)
+    log = TrainLog(run.out / "train.jsonl", resume_epoch=epoch, mirror=mirror)
     lengths = run.split.frame_counts.tolist()
     with progress_bar(run.settings.epochs, run.label, "epoch") as bar:
         bar.update(epoch)
