@@ -290,7 +290,7 @@ def parse_table(cls: type[T], table: Table, source: str, prefix: str = "") -> T:
             where = f"{prefix}{name}"
             values[name] = _parse_typed(hints[name], table[name], source, where)
             _check_range(item.metadata, values[name], source, where)
-        elif item.default is dataclasses.MISSING:
+        elif item.default is item.default_factory is dataclasses.MISSING:
             raise ConfigError(source, prefix + name, None, "missing", "Add the key")
     try:
         return cls(**values)
