@@ -1,0 +1,91 @@
+"""What lies in the folders that `kdpipe report` is given, each recognised by its content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdpipe.errors import InputNotFoundError
+
+__all__ = ["FoundRun", "RunKind", "find_runs", "run_kind"]
+
+RunKind = Literal["model", "decode", "store", "data"]
+MARKS: tuple[tuple[RunKind, tuple[str, ...]], ...] = (
+    ("model", ("model.toml", "train.jsonl")),
+    ("decode", ("score.json",)),
+    ("data", ("data.json",)),
+)
+"""Files of which each makes a folder a run of its kind."""
+STORE_SUFFIXES = (".zarr", ".h5", ".hdf5")
+DEPTH = 4
+"""Levels of folders below a RUN that are searched."""
+KINDS_SAID = "a model, a decode output, a teacher store, prepared data, or a folder of them"
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run and the name it goes by: its folder's, with as many parents as tell it apart."""
+
+    kind: RunKind
+    path: Path
+    name: str
+
+
+def run_kind(path: Path) -> RunKind | None:
+    """What `path` is by its content; None for anything else."""
+    if path.suffix in STORE_SUFFIXES:
+        return "store" if _holds_store(path) else None
+    return next(
+        (kind for kind, files in MARKS if any((path / name).is_file() for name in files)), None
+    )
+
+
+def _holds_store(path: Path) -> bool:
+    """A finished store, or the working files of one that is still being written."""
+    if path.suffix == ".zarr":
+        return (path / "zarr.json").is_file() or (path / "journal").is_dir()
+    return path.is_file()
+
+
+def find_runs(paths: Sequence[Path]) -> list[FoundRun]:
+    """Every run that `paths` are or hold, each once, in the order of their paths.
+
+    Raises `InputNotFoundError` for a path that is no run and holds none.
+    """
+    found: dict[Path, tuple[RunKind, Path]] = {}
+    for path in paths:
+        inside = list(_search(path, DEPTH))
+        if not inside:
+            raise InputNotFoundError(path, "run", f"Name {KINDS_SAID}")
+        for kind, place in inside:
+            found.setdefault(place.resolve(), (kind, place))
+    places = sorted(found)
+    names = _names(places)
+    return [FoundRun(found[place][0], found[place][1], names[place]) for place in places]
+
+
+def _search(path: Path, depth: int) -> Iterator[tuple[RunKind, Path]]:
+    kind = run_kind(path)
+    if kind is not None:
+        yield kind, path
+    elif depth and path.is_dir():
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            if not entry.name.startswith(".") and _may_hold(entry):
+                yield from _search(Path(entry.path), depth - 1)
+
+
+def _may_hold(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() or Path(entry.name).suffix in STORE_SUFFIXES
+
+
+def _names(places: Sequence[Path]) -> dict[Path, str]:
+    """The last parts of each path, as few as make the names differ."""
+    names = {place: place.name for place in places}
+    for parts in range(2, 2 + DEPTH):
+        taken = list(names.values())
+        doubles = {place for place, name in names.items() if taken.count(name) > 1}
+        names |= {place: "/".join(place.parts[-parts:]) for place in doubles}
+    return names
