@@ -1,0 +1,1 @@
+"""Builds the documentation site: generated reference pages, links, formulas, code blocks."""
