@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jiwer
 
@@ -13,6 +13,8 @@ from kdpipe.scoring.errors import Unit
 __all__ = ["AlignedUnit", "align_units"]
 
 Fate = Literal["equal", "substitute", "delete", "insert"]
+FATES: dict[str, Fate] = {name: name for name in get_args(Fate)}
+"""jiwer's names of the four."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def align_units(reference: str, hypothesis: str, unit: Unit = "word") -> list[Al
     output = process(texts[0], texts[1])
     spoken, heard = output.references[0], output.hypotheses[0]
     return [
-        AlignedUnit(chunk.type, said, got)
+        AlignedUnit(FATES[chunk.type], said, got)
         for chunk in output.alignments[0]
         for said, got in _columns(chunk, spoken, heard)
     ]

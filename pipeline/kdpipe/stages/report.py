@@ -17,6 +17,7 @@ from kdpipe.features.prepared import PreparedData
 from kdpipe.files import atomic_write_text, read_json, read_jsonl
 from kdpipe.models.recognition import RecognitionModel, count_parameters
 from kdpipe.scoring import ScoreReport, align_pairs, read_report, uses_spaces
+from kdpipe.scoring.errors import Unit
 from kdpipe.scoring.page import (
     DataSummary,
     DecodeRun,
@@ -221,7 +222,7 @@ def _decode(
     pairs = {name: (text, heard[name]) for name, text in texts.items() if name in heard}
     if not pairs:
         return DecodeRun(run.name, model, report, search)
-    unit = "word" if uses_spaces(text for text, _ in pairs.values()) else "char"
+    unit: Unit = "word" if uses_spaces(text for text, _ in pairs.values()) else "char"
     errors = align_pairs(
         {name: pair[0] for name, pair in pairs.items()},
         {name: pair[1] for name, pair in pairs.items()},

@@ -33,6 +33,8 @@ LONGEST_PICTURE = 160
 MOST_ROWS = 3
 """Students drawn below the teacher."""
 BATCH = 8
+PIECES = {"<blank>": "blank", "\u2581": "space"}
+"""Pieces that are no text, as the heat map labels them."""
 Array = NDArray[np.float64]
 Splits = Mapping[str, tuple[PreparedData, str]]
 
@@ -263,7 +265,7 @@ def _picture(
         why,
         entry.text or "",
         header.frame_shift_seconds,
-        tuple("blank" if c == blank else tokenizer.pieces[c] for c in classes),
+        tuple(PIECES.get(tokenizer.pieces[c], tokenizer.pieces[c]) for c in classes),
         tuple(
             PosteriorRow(name, origin, read_tokens(tokenizer, tokens), values[:, classes])
             for name, origin, tokens, values in rows
@@ -287,8 +289,13 @@ def _dense(posterior: SparsePosterior, classes: int) -> Array:
 
 
 def _shown_classes(posteriors: Sequence[Array], blank: int) -> list[int]:
-    """Classes above `SHOWN_ABOVE` in some frame, by the frame of their first peak; blank last."""
-    highest = np.max([values.max(axis=0) for values in posteriors], axis=0)
-    first = np.max(posteriors, axis=0).argmax(axis=0)
-    shown = [c for c in np.flatnonzero(highest > SHOWN_ABOVE).tolist() if c != blank]
-    return [*sorted(shown, key=lambda c: (int(first[c]), c)), blank]
+    """Classes above `SHOWN_ABOVE` in some frame of some model; blank last.
+
+    Ordered by the first such frame in the first model that has one.
+    """
+    above = np.stack(posteriors) > SHOWN_ABOVE
+    frames = above.shape[1]
+    first = np.where(above.any(axis=1), above.argmax(axis=1), frames)
+    models = above.any(axis=1).argmax(axis=0)
+    shown = [c for c in np.flatnonzero(above.any(axis=(0, 1))).tolist() if c != blank]
+    return [*sorted(shown, key=lambda c: (int(first[models[c], c]), c)), blank]

@@ -11,8 +11,7 @@ from kdpipe.scoring.page.names import colours, legend, model_order
 from kdpipe.scoring.page.plot import (
     Axis,
     Panel,
-    dodge,
-    label,
+    end_names,
     line_mark,
     linear_axis,
     log_axis,
@@ -26,7 +25,7 @@ __all__ = ["curves_section"]
 TITLES = {
     "dev_cer": "dev CER, greedy CTC, %",
     "dev_wer": "dev WER, greedy CTC, %",
-    "total": "total loss (Eq. 13)",
+    "total": "total loss",
     "ctc": "CTC loss",
     "attention": "attention decoder loss",
     "mlm": "masked LM loss",
@@ -117,12 +116,10 @@ def _line_names(
     """Each line's name and last value beside its end, where there are few enough to tell apart."""
     if len(curves) > LINES_NAMED:
         return []
-    ends = [panel.y.at(points[-1][1]) for _, points in curves]
-    places = dodge(ends, 13.0, panel.y.end + 4, panel.y.start - 2)
-    return [
-        label(
-            max(panel.x.at(points[-1][0]) + 7, panel.x.start + 7), place + 4,
-            f"{shorten(model.name, 8)} {points[-1][1]:.3g}", f"name {chosen[model.name]}",
-        )
-        for (model, points), place in zip(curves, places, strict=True)
-    ]  # fmt: skip
+    return end_names(
+        panel,
+        [
+            (*points[-1], f"{shorten(model.name, 8)} {points[-1][1]:.3g}", chosen[model.name])
+            for model, points in curves
+        ],
+    )

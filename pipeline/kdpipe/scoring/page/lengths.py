@@ -22,8 +22,8 @@ NEEDS_DATA = (
 )
 MOST_BINS = 5
 MOST_PANELS = 12
-WIDTH, HEIGHT = 340, 208
-LEFT, TOP, BOTTOM = 34, 40, 40
+WIDTH, HEIGHT = 340, 220
+LEFT, TOP, BOTTOM = 34, 52, 40
 KINDS = (("substitutions", "es"), ("deletions", "ed"), ("insertions", "ei"))
 Bin = tuple[int, int]
 

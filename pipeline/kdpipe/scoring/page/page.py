@@ -128,8 +128,8 @@ def _best_tiles(material: Material, split: str) -> list[Html]:
     ]
     if len(best) == 2 and best[False].report.rtf > 0:
         ratio = best[True].report.rtf / best[False].report.rtf
-        pair = f"{best[True].report.rtf:.4f} to {best[False].report.rtf:.4f}"
-        tiles.append(tile(f"{ratio:.1f}\u00d7", f"the teacher's speed: RTF {pair}, same outputs"))
+        names = [f"{best[k].model} {best[k].report.rtf:.4f}" for k in (True, False)]
+        tiles.append(tile(f"{ratio:.1f}\u00d7", f"as fast, by RTF: {', '.join(names)}"))
     return tiles
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "Axis",
     "Panel",
     "dodge",
+    "end_names",
     "label",
     "line_mark",
     "linear_axis",
@@ -174,6 +175,18 @@ def marker(shape: str, x: float, y: float, class_: str, tip: str, size: float = 
                (x - size * 1.15, y + size * 0.85)]  # fmt: skip
     text = " ".join(f"{number(a)},{number(b)}" for a, b in corners)
     return el("polygon", points=text, class_=class_, data_tip=tip)
+
+
+def end_names(
+    panel: Panel, ends: Sequence[tuple[float, float, str, str]], gap: float = 13.0
+) -> list[Html]:
+    """A name (x, y, text, colour) right of the end of each line, moved apart where they touch."""
+    heights = [panel.y.at(y) for _, y, _, _ in ends]
+    places = dodge(heights, gap, panel.y.end + 4, panel.y.start - 2)
+    return [
+        label(panel.x.at(x) + 7, place + 4, text, f"name {colour}")
+        for (x, _, text, colour), place in zip(ends, places, strict=True)
+    ]
 
 
 def dodge(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -20,11 +20,13 @@ from kdpipe.scoring.page.names import colours, legend, percent
 from kdpipe.scoring.page.plot import (
     Axis,
     Panel,
+    end_names,
     label,
     line_mark,
     linear_axis,
     polyline,
     rule,
+    shorten,
     svg,
 )
 
@@ -35,11 +37,13 @@ NEEDS_STUDENT = (
     " to the runs (`--data DATA` for the data)."
 )
 WIDTH, HEIGHT = 340, 232
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 26, 36
+LEFT, RIGHT, TOP, BOTTOM = 40, 84, 26, 36
+WIDTH_NAMED = 9
 CELL, ROW_HEIGHT = 9.0, 13.0
 GUTTER, HEAD = 62.0, 38.0
 LEVELS = 16
 FAINTEST = 0.02
+TEXT_WIDTH = 7.4
 TICK_SECONDS = 0.5
 
 
@@ -87,7 +91,7 @@ def _table(found: Sequence[FrameAgreement]) -> Html:
 
 def _histogram(found: Sequence[FrameAgreement], chosen: dict[str, str]) -> Html:
     """Steps of the share of spoken frames by their highest posterior."""
-    curves = [("teacher (stored)", found[0].teacher_counts, "t0")]
+    curves = [("teacher", found[0].teacher_counts, "t0")]
     curves += [(one.student, one.student_counts, chosen.get(one.student, "k0")) for one in found]
     shares = [(name, _shares(counts), colour) for name, counts, colour in curves]
     bottom = HEIGHT - BOTTOM
@@ -104,6 +108,9 @@ def _histogram(found: Sequence[FrameAgreement], chosen: dict[str, str]) -> Html:
         tip = f"{name}: {values[-1]:.1f}% of spoken frames above {1 - width:.2f}"
         dot = el("circle", cx=pixels[-1][0], cy=pixels[-1][1], r=2.6, class_="dot", data_tip=tip)
         parts.append(el("g", polyline(pixels, "line"), dot, class_=colour))
+    ends = [(1.0, values[-1], f"{shorten(name, WIDTH_NAMED)} {values[-1]:.0f}", colour)
+            for name, values, colour in shares]  # fmt: skip
+    parts += end_names(panel, ends)
     return svg(WIDTH, HEIGHT, "Histogram of the highest posterior of spoken frames", *parts)
 
 
@@ -121,7 +128,7 @@ def _reliability(found: Sequence[FrameAgreement], chosen: dict[str, str]) -> Htm
                     "student's highest posterior, all frames", lambda v: f"{v:g}",
                     lambda v: f"{v:g}"),
         rule(panel.x.at(0), panel.y.at(0), panel.x.at(1), panel.y.at(1), "frontier"),
-        label(panel.x.at(0.52), panel.y.at(0.44), "as sure as right", "tick"),
+        label(panel.x.at(0.08), panel.y.at(0.05), "diagonal: agrees as often as sure", "tick over"),
     ]  # fmt: skip
     for one in found:
         points = [(mean, share) for mean, share, _ in one.reliability]
@@ -135,6 +142,12 @@ def _reliability(found: Sequence[FrameAgreement], chosen: dict[str, str]) -> Htm
                    f" ({count} frames)")
                 for mean, share, count in one.reliability
             ]  # fmt: skip
+    parts += end_names(panel, [
+        (*one.reliability[-1][:2], shorten(one.student, WIDTH_NAMED + 3),
+         chosen.get(one.student, "k0"))
+        for one in found
+        if one.reliability
+    ])  # fmt: skip
     return svg(WIDTH, HEIGHT, "Agreement with the teacher by the student's confidence", *parts)
 
 
@@ -144,8 +157,9 @@ def pictures_section(material: Material) -> Section:
     if not material.pictures:
         return Section("posteriors", title, missing=NEEDS_STUDENT)
     lead = (
-        "The darker, the likelier; one column is an encoder frame. Only classes that exceed 0.2"
-        " somewhere in the utterance are drawn, in the order in which they peak; blank is grey."
+        "The stronger the colour, the likelier; one column is an encoder frame. Only classes that exceed 0.2"
+        " somewhere in the utterance are drawn, in the order in which the teacher reaches them;"
+        " blank is grey."
         " A student that learned from the teacher's frames peaks where the teacher does."
     )
     chosen = colours(material.models)
@@ -160,7 +174,7 @@ def _picture(picture: PosteriorPicture, chosen: dict[str, str]) -> Html:
     ]
     frames = len(picture.rows[0].posteriors)
     block = HEAD + ROW_HEIGHT * len(picture.classes)
-    width = GUTTER + CELL * frames + 8
+    width = max(GUTTER + CELL * frames + 8, TEXT_WIDTH * max(map(_text_length, picture.rows)))
     parts = []
     for i, row in enumerate(picture.rows):
         parts.append(_heat(picture, row, i * block, chosen.get(row.model, "t0")))
@@ -171,6 +185,10 @@ def _picture(picture: PosteriorPicture, chosen: dict[str, str]) -> Html:
         "svg", *parts, class_="heat", width=width, height=height, role="img", aria_label=name,
     )  # fmt: skip
     return el("div", *head, el("div", drawn, class_="scroll"), class_="picture")
+
+
+def _text_length(row: PosteriorRow) -> int:
+    return len(f"{row.model}  {row.origin}: {row.text}") + 2
 
 
 def _heat(picture: PosteriorPicture, row: PosteriorRow, top: float, colour: str) -> Html:

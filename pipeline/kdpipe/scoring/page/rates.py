@@ -42,7 +42,7 @@ def _table(material: Material, split: str) -> Html:
     chosen = colours(material.models)
     sizes = {model.name: model.parameters for model in material.models}
     best = {unit: _lowest(decodes, unit) for unit in ("cer", "wer")}
-    head = ("model", "search", "parameters", "CER %", "WER %", "I+D %", "RTF", "utterances")
+    head = ("model", "search", "CER %", "WER %", "I+D %", "RTF", "parameters", "utterances")
     rows = []
     for decode, search in zip(decodes, search_labels(decodes), strict=True):
         report = decode.report
@@ -53,13 +53,13 @@ def _table(material: Material, split: str) -> Html:
                 "tr",
                 el("th", swatch, decode.model, scope="row", title=f"decode output {decode.name}"),
                 el("td", search),
-                el("td", "\u2013" if size is None else f"{size / 1e6:.2f} M", class_="n"),
                 _rate_cell(report.cer, best["cer"]),
                 _rate_cell(report.wer, best["wer"]),
                 el("td", "\u2013" if report.wer is None else percent(report.wer.ins_del_rate),
                    class_="n"),
                 el("td", f"{report.rtf:.4f}", class_="n",
                    title=f"{report.device}, threads: {report.threads}"),
+                el("td", "\u2013" if size is None else f"{size / 1e6:.2f} M", class_="n"),
                 el("td", str(report.utterances), class_="n"),
             )
         )  # fmt: skip
@@ -227,6 +227,7 @@ def _bar(y: int, text: str, count: ErrorCounts, top: float, colour: str) -> list
         el("text", text, x="0", y=y + 12, class_="row"),
         el("rect", x="0", y=y + 17, width=share(count.rate), height=14, rx=2,
            class_=f"fill {colour}", data_tip=f"{text}: {percent(count.rate, 2)}%, {interval}"),
+        el("line", x1=share(low), x2=share(high), y1=middle, y2=middle, class_="halo"),
         el("line", x1=share(low), x2=share(high), y1=middle, y2=middle, class_="whisker"),
         el("line", x1=share(low), x2=share(low), y1=middle - 4, y2=middle + 4, class_="whisker"),
         el("line", x1=share(high), x2=share(high), y1=middle - 4, y2=middle + 4, class_="whisker"),

@@ -77,12 +77,12 @@ def _bytes_chart(store: StoreRun) -> Html:
     totals = {name: sum(store.section_bytes.get(part, 0) for part in parts)
               for name, parts in PARTS.items()}  # fmt: skip
     whole = sum(totals.values()) or 1
-    parts = [el("text", f"Bytes of a record, % ({store.sampled} utterances)", x="0", y="13",
+    parts = [el("text", f"Mean bytes of an utterance by part ({store.sampled} utterances)", x="0", y="13",
                 class_="title")]  # fmt: skip
     top = max(totals.values()) or 1
     for i, (name, size) in enumerate(totals.items()):
         y = 26 + 40 * i
-        text = f"{100 * size / whole:.0f}%, {size / max(store.sampled, 1):,.0f} bytes an utterance"
+        text = f"{100 * size / whole:.0f}%, {size / max(store.sampled, 1):,.0f} bytes"
         parts += [
             el("text", name, x="0", y=y + 12, class_="row"),
             el("rect", x="0", y=y + 17, width=f"{55 * size / top:.2f}%", height=14, rx=2,
