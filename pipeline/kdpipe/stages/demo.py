@@ -23,6 +23,8 @@ from kdpipe.scoring import ScoreReport
 from kdpipe.stages.decode import Runtime, decode_split
 from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.recognise import SearchSettings
+from kdpipe.stages.report import write_report
+from kdpipe.stages.report_posteriors import PosteriorSettings
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.stages.train_student import train_student
 from kdpipe.stages.train_teacher import train_teacher
@@ -69,7 +71,8 @@ def run_demo(
     say: Callable[[str], None],
     utterances: tuple[int, int, int] = (600, 100, 100),
 ) -> list[DemoRow]:
-    """Run every stage into `out` (finished ones are found complete), write results.json.
+    """Run every stage into `out` (finished ones are found complete), write results.json and
+    report.html.
 
     `say` is called with a line before each stage; `utterances` to synthesise for train, dev
     and test.
@@ -94,6 +97,7 @@ def run_demo(
     say("6/6 decoding and scoring")
     rows = [_row(out, name, device) for name in ("teacher", *STUDENTS)]
     _write_results(out, rows, time.perf_counter() - started)
+    write_report([out], out / "report.html", (), PosteriorSettings(device=device))
     return rows
 
 
@@ -196,6 +200,7 @@ def demo_table(rows: list[DemoRow], out: Path) -> str:
             f" of speech, {store['utterances']} utterances",
             f"Look next: {out}/results.json, {out}/decode/fs-kd-test/hyp.jsonl,"
             f" kdpipe store info {out}/train.zarr",
+            f"Report, curves and pictures: {out}/report.html",
         ]
     )
 

@@ -157,8 +157,8 @@ def pictures_section(material: Material) -> Section:
     if not material.pictures:
         return Section("posteriors", title, missing=NEEDS_STUDENT)
     lead = (
-        "The stronger the colour, the likelier; one column is an encoder frame. Only classes that exceed 0.2"
-        " somewhere in the utterance are drawn, in the order in which the teacher reaches them;"
+        "The stronger the colour, the likelier; one column is an encoder frame. Only classes that"
+        " exceed 0.2 somewhere are drawn, in the order in which the teacher reaches them;"
         " blank is grey."
         " A student that learned from the teacher's frames peaks where the teacher does."
     )

@@ -77,8 +77,8 @@ def _bytes_chart(store: StoreRun) -> Html:
     totals = {name: sum(store.section_bytes.get(part, 0) for part in parts)
               for name, parts in PARTS.items()}  # fmt: skip
     whole = sum(totals.values()) or 1
-    parts = [el("text", f"Mean bytes of an utterance by part ({store.sampled} utterances)", x="0", y="13",
-                class_="title")]  # fmt: skip
+    title = f"Mean bytes of an utterance by part ({store.sampled} utterances)"
+    parts = [el("text", title, x="0", y="13", class_="title")]
     top = max(totals.values()) or 1
     for i, (name, size) in enumerate(totals.items()):
         y = 26 + 40 * i
