@@ -34,7 +34,7 @@ def compare_stores(
     common = [utterance for utterance in ours if utterance in theirs]
     only = [utterance for utterance in ours if utterance not in theirs]
     others = [utterance for utterance in theirs if utterance not in ours]
-    before, after = ours.header.identity(), theirs.header.identity()
+    before, after = ours.header.settings(), theirs.header.settings()
     changed = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
     report: dict[str, Any] = {
         "same_content": ours.digest is not None and ours.digest == theirs.digest,

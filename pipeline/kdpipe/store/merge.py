@@ -190,9 +190,9 @@ def _mean_nbest(versions: Sequence[UtteranceTargets], nbest: int) -> tuple[Store
 
 def _require_equal(sources: Sequence[Path], headers: Sequence[StoreHeader], free: set[str]) -> None:
     """All headers must agree but for the fields in `free`."""
-    ours = {**headers[0].identity(), "id_bytes": headers[0].id_bytes}
+    ours = {**headers[0].settings(), "id_bytes": headers[0].id_bytes}
     for source, header in zip(sources[1:], headers[1:], strict=True):
-        theirs = {**header.identity(), "id_bytes": header.id_bytes}
+        theirs = {**header.settings(), "id_bytes": header.id_bytes}
         for name in ours:
             if name not in free and ours[name] != theirs[name]:
                 raise MismatchError(

@@ -137,6 +137,7 @@ def _check_targets(targets: UtteranceTargets, header: StoreHeader) -> None:
         or _rows_problem(targets.tokens, header, "tokens")
         or _reference_problem(targets, header)
         or _nbest_problem(targets, header)
+        or _streams_problem(targets, header)
     )
     if problem:
         raise DataError(f"targets of {targets.id!r:.80}", problem, "Mend what computes the targets")
@@ -183,6 +184,16 @@ def _nbest_problem(targets: UtteranceTargets, header: StoreHeader) -> str | None
         [(h.attention, h.ctc, h.joint, h.posterior) for h in targets.nbest], np.float32
     )
     return "a hypothesis has a score that is NaN" if bool(np.isnan(scores).any()) else None
+
+
+def _streams_problem(targets: UtteranceTargets, header: StoreHeader) -> str | None:
+    held = {
+        "frames": len(targets.frames),
+        "tokens": len(targets.tokens),
+        "nbest": len(targets.nbest),
+    }
+    extra = [name for name, count in held.items() if count and name not in header.streams]
+    return f"{', '.join(extra)} where the header says there are none" if extra else None
 
 
 def _in_vocabulary(tokens: Sequence[int], header: StoreHeader) -> bool:

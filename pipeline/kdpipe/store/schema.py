@@ -25,6 +25,7 @@ __all__ = [
     "FORMAT_VERSION",
     "SCORE_DEFINITIONS",
     "STATUSES",
+    "STREAMS",
     "Fidelity",
     "SparsePosterior",
     "StoreHeader",
@@ -42,8 +43,28 @@ FORMAT_VERSION = 1
 CODECS = ("log8", "fp16", "fp32")
 """How log-probabilities are kept: one byte of `step` nats, half or single precision."""
 
-STATUSES = ("ok", "short-nbest", "no-nbest", "no-reference", "failed")
-"""How the teacher fared on an utterance; stored as the position in this tuple."""
+STREAMS = ("frames", "tokens", "nbest")
+"""What a record may hold: CTC posteriors, decoder posteriors with the reference, the n-best."""
+
+STATUSES = (
+    "ok",
+    "short-nbest",
+    "no-nbest",
+    "no-reference",
+    "failed",
+    "pseudo",
+    "too-long",
+    "empty",
+    "unknown-token",
+    "unalignable",
+    "unfinished",
+)
+"""How the teacher fared on an utterance; stored as the position in this tuple.
+
+`pseudo`: no text was given, the first hypothesis takes its place. `too-long`: not heard, beyond the
+teacher's window. From `empty` on no hypothesis (for unlabelled speech: no label) could be used, and
+this is why the first could not.
+"""
 
 SCORE_DEFINITIONS = {
     "attention": "log P_attention(hypothesis, end of sentence | X), nats",
@@ -152,9 +173,10 @@ class StoreHeader:
     setting of the search. Classes below `min_prob` and beyond the `top_k` likeliest are in the
     tail. `step` (nats) is the quantisation step of codec `log8`: no stored log-probability is
     off by more than `step`. `expected_utterances` is how many the finished store will hold (0: not
-    known). `id_bytes` is the size of a class id (0: the writer takes the smallest; in a stored
-    header, 2, or 4 beyond 65536 classes). `lineage` holds the digests of the stores this one was
-    made from. Fields with a default may be absent from a stored header.
+    known). `streams` says which of `STREAMS` the records hold. `id_bytes` is the size of a class id
+    (0: the writer takes the smallest; in a stored header, 2, or 4 beyond 65536 classes). `lineage`
+    holds the digests of the stores this one was made from. Fields with a default may be absent
+    from a stored header.
     """
 
     teacher: TeacherIdentity
@@ -177,6 +199,7 @@ class StoreHeader:
     kdpipe_version: str = ""
     licence: str = ""
     expected_utterances: int = 0
+    streams: tuple[str, ...] = STREAMS
     id_bytes: int = 0
     fidelity: Fidelity | None = None
     lineage: tuple[str, ...] = ()
@@ -188,15 +211,22 @@ class StoreHeader:
             del content[name]
         return content
 
+    def settings(self) -> Json:
+        """`identity()` with every field, to compare with another store's."""
+        return {**self.identity(), "streams": list(self.streams)}
+
     def identity_digest(self) -> str:
         """Hex SHA-256 of `identity()`."""
         return json_digest(self.identity())
 
 
 def header_to_json(header: StoreHeader) -> Json:
-    """The header as plain JSON types."""
+    """The header as plain JSON types; `streams` only where one is absent, as format 1 began."""
     content = dataclasses.asdict(header)
     content["lineage"] = list(header.lineage)
+    content["streams"] = list(header.streams)
+    if header.streams == STREAMS:
+        del content["streams"]
     return content
 
 
@@ -235,6 +265,8 @@ def _check_ranges(header: StoreHeader) -> None:
         "subsampling": header.subsampling >= 1,
         "frame_shift_seconds": 0.0 < header.frame_shift_seconds < 10.0,
         "nbest": 0 <= header.nbest < 2**16,
+        "streams": bool(header.streams)
+        and header.streams == tuple(name for name in STREAMS if name in header.streams),
         "id_bytes": header.id_bytes in (0, 1, 2, 4)
         and (not header.id_bytes or vocab <= 256**header.id_bytes),
         "expected_utterances": header.expected_utterances >= 0,

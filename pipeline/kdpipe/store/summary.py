@@ -32,7 +32,9 @@ def store_info(path: Path | str) -> dict[str, Any]:
     image = open_compact(place) if is_compact(place) else open_image(place)
     header = image.header
     totals = _totals(image)
-    hours = totals["frames"] * header.frame_shift_seconds / 3600
+    hours = None
+    if "frames" in header.streams:
+        hours = totals["frames"] * header.frame_shift_seconds / 3600
     return {
         "format_version": header.format_version,
         "backend": backend_of(place),
@@ -42,7 +44,7 @@ def store_info(path: Path | str) -> dict[str, Any]:
         "expected_utterances": header.expected_utterances,
         "hours": hours,
         "bytes": image.total_bytes,
-        "mb_per_hour": image.total_bytes / 1e6 / hours if hours else 0.0,
+        "mb_per_hour": _per_hour(image.total_bytes / 1e6, hours),
         "digest": image.digest,
         "teacher": dataclasses.asdict(header.teacher),
         "tokenizer": dataclasses.asdict(header.tokenizer),
@@ -53,6 +55,7 @@ def store_info(path: Path | str) -> dict[str, Any]:
         "subsampling": header.subsampling,
         "frame_shift_seconds": header.frame_shift_seconds,
         "decode": header.decode,
+        "streams": list(header.streams),
         "nbest": header.nbest,
         "top_k": header.top_k,
         "min_prob": header.min_prob,
@@ -66,6 +69,12 @@ def store_info(path: Path | str) -> dict[str, Any]:
         "kdpipe_version": header.kdpipe_version,
         "lineage": list(header.lineage),
     }
+
+
+def _per_hour(megabytes: float, hours: float | None) -> float | None:
+    if hours is None:
+        return None
+    return megabytes / hours if hours else 0.0
 
 
 def _totals(image: StoreImage | CompactImage) -> dict[str, Any]:
@@ -105,11 +114,11 @@ def store_card(path: Path | str) -> str:
         "Teacher": f"{info['teacher']['name']}, weights sha256 `{info['teacher']['sha256']}`",
         "Corpus": f"split `{info['split']}`, manifest `{info['manifest_digest']}`",
         "Licence": info["licence"] or "not stated: ask whoever made the store",
-        "Extent": f"{info['utterances']} utterances, {info['hours']:.2f} hours of speech,"
-        f" {info['frames']} frames, {info['tokens']} token positions, {info['hypotheses']}"
-        f" hypotheses{_progress(info)}",
+        "Extent": f"{info['utterances']} utterances{_hours(info)}, {info['frames']} frames,"
+        f" {info['tokens']} token positions, {info['hypotheses']} hypotheses{_progress(info)}",
+        "Streams": ", ".join(info["streams"]),
         "Status": ", ".join(f"{name} {count}" for name, count in info["status"].items()),
-        "Size": f"{info['bytes'] / 1e6:.2f} MB, {info['mb_per_hour']:.2f} MB per hour"
+        "Size": f"{info['bytes'] / 1e6:.2f} MB{_megabytes_per_hour(info)}"
         f" ({info['backend']}, {info['profile']})",
         "Tokenizer": f"{info['tokenizer']['vocab_size']} classes, fingerprint"
         f" `{info['tokenizer']['fingerprint']}`",
@@ -133,6 +142,14 @@ def store_card(path: Path | str) -> str:
     return CARD.format(name=Path(path).name, table=table, scores=scores)
 
 
+def _hours(info: dict[str, Any]) -> str:
+    return "" if info["hours"] is None else f", {info['hours']:.2f} hours of speech"
+
+
+def _megabytes_per_hour(info: dict[str, Any]) -> str:
+    return "" if info["mb_per_hour"] is None else f", {info['mb_per_hour']:.2f} MB per hour"
+
+
 def _progress(info: dict[str, Any]) -> str:
     """How far a store under construction is."""
     if info["complete"]:
@@ -143,8 +160,9 @@ def _progress(info: dict[str, Any]) -> str:
 
 CARD = """# Teacher store {name}
 
-What a speech recogniser said about a corpus: its CTC posteriors at every encoder frame, its
-decoder posteriors at every reference token, and its n-best hypotheses.
+What a speech recogniser said about a corpus: of its CTC posteriors at every encoder frame
+(frames), its decoder posteriors at every reference token (tokens) and its n-best hypotheses
+(nbest), the streams below.
 
 | | |
 |---|---|
@@ -159,7 +177,7 @@ import kdpipe
 
 store = kdpipe.open_store("{name}")
 targets = store[next(iter(store))]
-targets.nbest[0].tokens, targets.frames.log_probs, targets.tokens.tail
+targets.nbest, targets.frames, targets.tokens
 ```
 ```
 kdpipe store verify {name}
