@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.cmvn import AnyCmvn
 from kdpipe.features.prepared import PreparedSplit
 
 __all__ = ["Batch", "batch_loader", "collate", "length_buckets", "pad_tokens", "sorted_batches"]
@@ -110,14 +110,14 @@ def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B L"], 
     return padded, lengths
 
 
-def collate(split: PreparedSplit, cmvn: Cmvn, indices: Sequence[int]) -> Batch:
+def collate(split: PreparedSplit, cmvn: AnyCmvn, indices: Sequence[int]) -> Batch:
     """Read utterances of `split` into one batch, CMVN applied."""
     utterances = [split.utterances[i] for i in indices]
     lengths = torch.tensor([u.num_frames for u in utterances], dtype=torch.int64)
-    features = np.zeros((len(indices), int(lengths.max()), len(cmvn.mean)), dtype=np.float32)
-    mean, scale = cmvn.mean.numpy(), 1.0 / cmvn.std.numpy()
+    features = np.zeros((len(indices), int(lengths.max()), split.feature_dim), dtype=np.float32)
     for row, index, utterance in zip(features, indices, utterances, strict=True):
-        row[: utterance.num_frames] = (split.features(index).astype(np.float32) - mean) * scale
+        raw = split.features(index).astype(np.float32)
+        row[: utterance.num_frames] = cmvn.apply_array(raw)
     tokens, token_lengths = pad_tokens([u.tokens for u in utterances])
     return Batch(
         tuple(u.id for u in utterances),
@@ -132,7 +132,9 @@ def collate(split: PreparedSplit, cmvn: Cmvn, indices: Sequence[int]) -> Batch:
 class _BatchDataset(Dataset[Batch]):
     """One item is one whole batch: workers then ship one tensor, not many small ones."""
 
-    def __init__(self, split: PreparedSplit, cmvn: Cmvn, batches: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, split: PreparedSplit, cmvn: AnyCmvn, batches: Sequence[Sequence[int]]
+    ) -> None:
         self.split = split
         self.cmvn = cmvn
         self.batches = batches
@@ -146,7 +148,7 @@ class _BatchDataset(Dataset[Batch]):
 
 def batch_loader(
     split: PreparedSplit,
-    cmvn: Cmvn,
+    cmvn: AnyCmvn,
     batches: Sequence[Sequence[int]],
     workers: int = 0,
     pin_memory: bool = False,

@@ -21,7 +21,9 @@ from torch.optim import Optimizer
 
 from kdpipe.config import parse_table, to_table
 from kdpipe.errors import ConfigError, InputNotFoundError, ModelFormatError
-from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.cmvn import AnyCmvn, load_cmvn
+from kdpipe.features.filterbank import KaldiFilterbank
+from kdpipe.features.kinds import Filterbank, read_filterbank
 from kdpipe.files import atomic_write_bytes, atomic_write_text, sha256_file
 from kdpipe.models import ModelConfig, RecognitionModel, build_model
 from kdpipe.text.tokenizer import Tokenizer
@@ -31,6 +33,7 @@ __all__ = [
     "ModelBundle",
     "ModelCard",
     "average_epochs",
+    "card_filterbank",
     "load_model",
     "load_training_state",
     "prune_epochs",
@@ -56,7 +59,11 @@ class Lineage:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What `model.toml` says: the model's shape and where it comes from."""
+    """What `model.toml` says: the model's shape and where it comes from.
+
+    `features` is the table of the prepared data's settings that says how features are computed.
+    `source` names the files an imported model was made of; it is empty for one trained here.
+    """
 
     name: str
     sizes: ModelConfig
@@ -68,6 +75,8 @@ class ModelCard:
     kdpipe_version: str
     lineage: tuple[Lineage, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
 
@@ -77,13 +86,21 @@ class ModelBundle:
 
     model: RecognitionModel
     tokenizer: Tokenizer
-    cmvn: Cmvn
+    cmvn: AnyCmvn
     card: ModelCard
     path: Path
 
+    @property
+    def filterbank(self) -> Filterbank:
+        """The features that the model was trained on, to compute from audio.
+
+        Raises `DataError` for features that this version cannot compute.
+        """
+        return card_filterbank(self.card, self.path)
+
 
 def save_model(
-    out: Path, card: ModelCard, weights: Mapping[str, Tensor], tokenizer: Path, cmvn: Cmvn
+    out: Path, card: ModelCard, weights: Mapping[str, Tensor], tokenizer: Path, cmvn: AnyCmvn
 ) -> None:
     """Write a model directory; `weights.safetensors` comes last and makes it a model."""
     atomic_write_bytes(out / "tokenizer.model", tokenizer.read_bytes())
@@ -116,6 +133,16 @@ def read_card(path: Path) -> ModelCard:
         raise ModelFormatError(file, error.message, error.remedy) from error
 
 
+def card_filterbank(card: ModelCard, path: Path) -> Filterbank:
+    """How the features of the model in `path` are computed from a waveform.
+
+    Raises `DataError` for features that this version cannot compute.
+    """
+    # Cards older than the table have its kind alone, and Kaldi's was the only one.
+    table = card.features or {**KaldiFilterbank().describe(), "kind": card.feature_type}
+    return read_filterbank(table, str(path / "model.toml"))
+
+
 def load_model(path: Path | str, device: torch.device | None = None) -> ModelBundle:
     """Load a model directory for inference (eval mode, float32).
 
@@ -136,7 +163,7 @@ def load_model(path: Path | str, device: torch.device | None = None) -> ModelBun
     model = build_model(card.sizes)
     _load_weights(path / WEIGHTS, model)
     model.eval()
-    cmvn = Cmvn.load(path / "cmvn.safetensors")
+    cmvn = load_cmvn(path / "cmvn.safetensors")
     return ModelBundle(model.to(device or torch.device("cpu")), tokenizer, cmvn, card, path)
 
 

@@ -108,7 +108,8 @@ def random_model(prepared: PreparedData, out: Path, kind: Kind, seed: int = 0) -
     tokenizer = Tokenizer.load(prepared.tokenizer)
     recipe = tiny_recipe()
     section = recipe.teacher.model if kind == "ar" else recipe.student.model
-    model = fresh_model(section, kind, tokenizer, seed, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    model = fresh_model(section, kind, tokenizer, seed, cpu, prepared.filterbank.dim)
     with torch.no_grad():
         model.ctc.ctc_lo.weight *= 4.0
     card = ModelCard(
@@ -120,6 +121,7 @@ def random_model(prepared: PreparedData, out: Path, kind: Kind, seed: int = 0) -
         manifest_digest="",
         seed=seed,
         kdpipe_version="test",
+        features=prepared.settings["features"],
     )
     save_model(out, card, model.state_dict(), prepared.tokenizer, prepared.cmvn)
     return out

@@ -1,8 +1,9 @@
 """ESPnet's default log-mel front end, for models trained with it.
 
-Same result as its `DefaultFrontend`: centred STFT with reflected ends, periodic Hann window,
-power spectrum, Slaney-style mel filters of unit area (as librosa's defaults), natural log
-floored at 1e-10. The waveform stays in [-1, 1]; there is no pre-emphasis and no dither.
+Same result as its `DefaultFrontend`: STFT (by default centred with reflected ends, under a
+periodic Hann window), power spectrum, Slaney-style mel filters of unit area (as librosa's
+defaults), natural log floored at 1e-10. The waveform stays in [-1, 1]; there is no pre-emphasis
+and no dither.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,8 +19,14 @@ from torch import Tensor
 
 from kdpipe.features.audio import SAMPLE_RATE
 
-__all__ = ["EspnetFilterbank", "espnet_log_mel", "slaney_filters", "utterance_mvn"]
+__all__ = ["WINDOWS", "EspnetFilterbank", "Window", "slaney_filters"]
 
+Window = Literal["hann", "hamming", "blackman"]
+WINDOWS = {
+    "hann": torch.hann_window,
+    "hamming": torch.hamming_window,
+    "blackman": torch.blackman_window,
+}
 FLOOR = 1e-10
 # Below 1 kHz Slaney's scale is linear, above it logarithmic: 27 steps a factor of 6.4.
 LINEAR_HERTZ_PER_MEL = 200.0 / 3.0
@@ -28,7 +36,11 @@ LOG_STEP = math.log(6.4) / 27.0
 
 @dataclass(frozen=True, slots=True)
 class EspnetFilterbank:
-    """Settings of the front end, in samples at 16 kHz and hertz."""
+    """Settings of the front end, in samples at 16 kHz and hertz.
+
+    `center`: frames are centred on multiples of the hop, the ends reflected; otherwise only
+    whole FFTs inside the waveform make frames.
+    """
 
     n_fft: int = 512
     win_length: int = 400
@@ -36,38 +48,45 @@ class EspnetFilterbank:
     n_mels: int = 80
     fmin: float = 0.0
     fmax: float = SAMPLE_RATE / 2
+    window: Window = "hann"
+    center: bool = True
+
+    @property
+    def dim(self) -> int:
+        """Values a frame."""
+        return self.n_mels
+
+    @property
+    def frame_shift_seconds(self) -> float:
+        """Seconds from a frame to the next."""
+        return self.hop_length / SAMPLE_RATE
 
     def num_frames(self, samples: int) -> int:
-        """Frames of a waveform; 0 where it is too short to reflect (half an FFT)."""
-        return 1 + samples // self.hop_length if samples > self.n_fft // 2 else 0
+        """Frames of a waveform; 0 where it is too short to reflect, or for one FFT."""
+        if self.center:
+            return 1 + samples // self.hop_length if samples > self.n_fft // 2 else 0
+        return 1 + (samples - self.n_fft) // self.hop_length if samples >= self.n_fft else 0
 
     def describe(self) -> dict[str, object]:
         """What identifies these features in digests and model files."""
         return {"kind": "espnet-filterbank", "sample_rate": SAMPLE_RATE, **asdict(self)}
 
-
-def espnet_log_mel(
-    waveform: Float[Tensor, " samples"], settings: EspnetFilterbank | None = None
-) -> Float[Tensor, "T M"]:
-    """Log-mel energies (natural log), one row every `hop_length` samples.
-
-    `waveform` is 16 kHz in [-1, 1]; half an FFT or fewer samples give no frame.
-    """
-    shape = settings or EspnetFilterbank()
-    if not shape.num_frames(len(waveform)):
-        return torch.empty(0, shape.n_mels)
-    spectrum = torch.stft(
-        waveform,
-        n_fft=shape.n_fft,
-        hop_length=shape.hop_length,
-        win_length=shape.win_length,
-        window=torch.hann_window(shape.win_length),
-        center=True,
-        pad_mode="reflect",
-        return_complex=True,
-    )
-    power = torch.view_as_real(spectrum).square().sum(2)
-    return (power.T @ slaney_filters(shape)).clamp(min=FLOOR).log()
+    def log_mel(self, waveform: Float[Tensor, " samples"]) -> Float[Tensor, "T M"]:
+        """Log-mel energies (natural log) of a 16 kHz waveform in [-1, 1], one row a hop."""
+        if not self.num_frames(len(waveform)):
+            return torch.empty(0, self.n_mels)
+        spectrum = torch.stft(
+            waveform,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            win_length=self.win_length,
+            window=WINDOWS[self.window](self.win_length),
+            center=self.center,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        power = torch.view_as_real(spectrum).square().sum(2)
+        return (power.T @ slaney_filters(self)).clamp(min=FLOOR).log()
 
 
 @lru_cache(maxsize=8)
@@ -95,13 +114,3 @@ def _to_hertz(mels: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     break_mel = BREAK_HERTZ / LINEAR_HERTZ_PER_MEL
     logarithmic = BREAK_HERTZ * torch.exp(LOG_STEP * (mels - break_mel))
     return torch.where(mels < break_mel, mels * LINEAR_HERTZ_PER_MEL, logarithmic)
-
-
-def utterance_mvn(features: Float[Tensor, "T F"], variance: bool = False) -> Float[Tensor, "T F"]:
-    """ESPnet's `utterance_mvn`: subtract the utterance's own mean, divide by its deviation."""
-    if not len(features):
-        return features
-    centred = features - features.mean(0)
-    if not variance:
-        return centred
-    return centred / centred.square().mean(0).sqrt().clamp(min=1e-20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +15,7 @@ __all__ = [
     "FEATURE_DIM",
     "FRAME_LENGTH_SECONDS",
     "FRAME_SHIFT_SECONDS",
-    "filterbank_settings",
+    "KaldiFilterbank",
     "log_mel",
     "num_frames",
 ]
@@ -60,14 +62,32 @@ def _kaldi_log_mel(waveform: Float[Tensor, " samples"]) -> Float[Tensor, "T 80"]
     )
 
 
-def filterbank_settings() -> dict[str, object]:
-    """What identifies these features in digests and model files."""
-    return {
-        "kind": "kaldi-fbank",
-        "sample_rate": SAMPLE_RATE,
-        "mel_bins": FEATURE_DIM,
-        "frame_length_seconds": FRAME_LENGTH_SECONDS,
-        "frame_shift_seconds": FRAME_SHIFT_SECONDS,
-        "dither": 0.0,
-        "snip_edges": True,
-    }
+@dataclass(frozen=True, slots=True)
+class KaldiFilterbank:
+    """This filterbank as a kind of features beside others; it has no settings to choose."""
+
+    @property
+    def dim(self) -> int:
+        """Values a frame."""
+        return FEATURE_DIM
+
+    @property
+    def frame_shift_seconds(self) -> float:
+        """Seconds from a frame to the next."""
+        return FRAME_SHIFT_SECONDS
+
+    def describe(self) -> dict[str, object]:
+        """What identifies these features in digests and model files."""
+        return {
+            "kind": "kaldi-fbank",
+            "sample_rate": SAMPLE_RATE,
+            "mel_bins": FEATURE_DIM,
+            "frame_length_seconds": FRAME_LENGTH_SECONDS,
+            "frame_shift_seconds": FRAME_SHIFT_SECONDS,
+            "dither": 0.0,
+            "snip_edges": True,
+        }
+
+    def log_mel(self, waveform: Float[Tensor, " samples"]) -> Float[Tensor, "T 80"]:
+        """The features of a 16 kHz waveform in [-1, 1]."""
+        return log_mel(waveform)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from kdpipe.errors import DataError, InputNotFoundError
 from kdpipe.features.audio import Channel, read_audio
-from kdpipe.features.cmvn import Cmvn
-from kdpipe.features.filterbank import FEATURE_DIM
+from kdpipe.features.cmvn import AnyCmvn, load_cmvn
+from kdpipe.features.kinds import Filterbank, read_filterbank
 from kdpipe.features.speed import perturb_speed
 from kdpipe.features.split_files import FEATURES, map_array
 from kdpipe.files import json_digest, read_json
@@ -43,7 +43,7 @@ REMAKE = "Run kdpipe prepare to a new --out"
 class PreparedUtterance:
     """One entry of a split.
 
-    num_frames: T, 10 ms feature frames. duration: seconds of this entry's speech, speed
+    num_frames: T, feature frames. duration: seconds of this entry's speech, speed
     perturbation included. audio, offset and source_duration (seconds; None: to the end of the
     file) say where it was read; speed is 1.0 for speech as recorded. Unlabelled entries have
     text None and no tokens.
@@ -98,12 +98,17 @@ class PreparedSplit:
         return np.diff(self._arrays["token_offsets"])
 
     @property
+    def feature_dim(self) -> int:
+        """F: values a frame."""
+        return int(self._features.shape[1])
+
+    @property
     def ids(self) -> Iterator[str]:
         """The ids in order, without parsing the entries."""
         return (identifier.decode("utf-8") for identifier in self._arrays["ids"].tolist())
 
     def features(self, index: int) -> NDArray[np.float16]:
-        """(T, 80) log-mel of one entry, CMVN not applied: a read-only view of the file."""
+        """(T, F) log-mel of one entry, CMVN not applied: a read-only view of the file."""
         first, last = self._bounds("frame_offsets", index)
         view: NDArray[np.float16] = self._features[first:last]
         return view
@@ -159,7 +164,8 @@ class PreparedSplit:
         sound = (
             all(len(arrays[name]) == count + 1 for name in ("frame_offsets", "token_offsets"))
             and all(len(arrays[name]) == count for name in ("ids", "id_order"))
-            and self._features.shape == (int(arrays["frame_offsets"][-1]), FEATURE_DIM)
+            and self._features.ndim == 2
+            and len(self._features) == int(arrays["frame_offsets"][-1])
             and len(arrays["tokens"]) == int(arrays["token_offsets"][-1])
             and size == int(self._line_offsets[-1])
             and count == self.summary["utterances"]
@@ -188,7 +194,7 @@ class _Utterances(Sequence[PreparedUtterance]):
 class PreparedData:
     """A complete `kdpipe prepare` folder; made by `PreparedData.open`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], cmvn: Cmvn) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], cmvn: AnyCmvn) -> None:
         self.folder = folder
         self.settings = dict(settings)
         self.cmvn = cmvn
@@ -211,7 +217,7 @@ class PreparedData:
         if settings["format_version"] != FORMAT_VERSION:
             found = settings["format_version"]
             raise DataError(str(path), f"format {found}, not {FORMAT_VERSION}", REMAKE)
-        data = cls(folder.absolute(), settings, Cmvn.load(folder / "cmvn.safetensors"))
+        data = cls(folder.absolute(), settings, load_cmvn(folder / "cmvn.safetensors"))
         if feature_digest(settings["features"], data.cmvn) != data.feature_digest:
             raise DataError(str(folder), "cmvn.safetensors is not the one it was made with", REMAKE)
         return data
@@ -223,8 +229,13 @@ class PreparedData:
 
     @property
     def feature_type(self) -> str:
-        """Kind of features ("kaldi-fbank")."""
+        """Kind of features: "kaldi-fbank" or "espnet-filterbank"."""
         return str(self.settings["features"]["kind"])
+
+    @property
+    def filterbank(self) -> Filterbank:
+        """How the features are computed from a waveform."""
+        return read_filterbank(self.settings["features"], str(self.folder))
 
     @property
     def feature_digest(self) -> str:
@@ -256,6 +267,6 @@ class PreparedData:
         )
 
 
-def feature_digest(features: Mapping[str, Any], cmvn: Cmvn) -> str:
+def feature_digest(features: Mapping[str, Any], cmvn: AnyCmvn) -> str:
     """Hex SHA-256 over the features' settings and the exact CMVN."""
     return json_digest({"features": dict(features), "cmvn": cmvn.digest()})

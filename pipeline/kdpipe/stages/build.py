@@ -9,6 +9,7 @@ import torch
 
 from kdpipe.checkpoint import Lineage, ModelCard, save_model
 from kdpipe.config import ModelSection, Recipe, SpecAugmentSection, TrainingSection, to_table
+from kdpipe.features.filterbank import FEATURE_DIM
 from kdpipe.features.prepared import PreparedData
 from kdpipe.features.specaugment import SpecAugmentSettings
 from kdpipe.models import ModelConfig, RecognitionModel, build_model, size_by_name
@@ -21,7 +22,9 @@ from kdpipe.text.tokenizer import Tokenizer
 __all__ = ["fresh_model", "model_config", "specaugment_settings", "train_and_save"]
 
 
-def model_config(section: ModelSection, kind: Kind, vocab_size: int) -> ModelConfig:
+def model_config(
+    section: ModelSection, kind: Kind, vocab_size: int, feature_dim: int = FEATURE_DIM
+) -> ModelConfig:
     """The shape that a recipe's model section asks for, with V = `vocab_size`."""
     if section.size != "custom":
         return size_by_name(
@@ -33,6 +36,7 @@ def model_config(section: ModelSection, kind: Kind, vocab_size: int) -> ModelCon
             kernel=section.kernel,
             dropout=section.dropout,
             positional_dropout=section.dropout,
+            feature_dim=feature_dim,
         )
     return ModelConfig(
         kind=kind,
@@ -45,6 +49,7 @@ def model_config(section: ModelSection, kind: Kind, vocab_size: int) -> ModelCon
         kernel=section.kernel,
         dropout=section.dropout,
         positional_dropout=section.dropout,
+        feature_dim=feature_dim,
     )
 
 
@@ -61,11 +66,17 @@ def specaugment_settings(section: SpecAugmentSection) -> SpecAugmentSettings:
 
 
 def fresh_model(
-    section: ModelSection, kind: Kind, tokenizer: Tokenizer, seed: int, device: torch.device
+    section: ModelSection,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    seed: int,
+    device: torch.device,
+    feature_dim: int = FEATURE_DIM,
 ) -> RecognitionModel:
-    """A model with its first weights drawn from `seed`."""
+    """A model with its first weights drawn from `seed`, for `feature_dim` values a frame."""
     torch.manual_seed(seed)
-    return build_model(model_config(section, kind, tokenizer.vocab_size)).to(device)
+    config = model_config(section, kind, tokenizer.vocab_size, feature_dim)
+    return build_model(config).to(device)
 
 
 def train_and_save(
@@ -111,5 +122,6 @@ def train_and_save(
         kdpipe_version=version("kdpipe"),
         lineage=lineage,
         recipe=to_table(recipe),
+        features=prepared.settings["features"],
     )
     save_model(out, card, weights, prepared.tokenizer, prepared.cmvn)

@@ -12,16 +12,23 @@ import torch
 
 from kdpipe.batching import Batch, collate, pad_tokens
 from kdpipe.checkpoint import ModelBundle, load_model, weights_digest
-from kdpipe.errors import DataError, KdpipeError, MismatchError
+from kdpipe.errors import DataError, InputNotFoundError, KdpipeError
 from kdpipe.features.audio import read_audio
-from kdpipe.features.filterbank import filterbank_settings, log_mel
 from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.files import read_jsonl, write_json, write_jsonl
 from kdpipe.progress import progress_bar
 from kdpipe.scoring import ScoreReport, score_report
+from kdpipe.stages.agreement import require_same_filterbank
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import keep_freed_memory, pick_device
-from kdpipe.stages.recognise import Hypothesis, SearchSettings, read_tokens, recognise, resolve_mode
+from kdpipe.stages.recognise import (
+    Hypothesis,
+    SearchSettings,
+    check_search,
+    read_tokens,
+    recognise,
+    resolve_mode,
+)
 
 __all__ = ["Runtime", "decode_audio", "decode_split", "decode_waveforms", "waveform_batch"]
 
@@ -43,15 +50,12 @@ def decode_split(
     """Decode a prepared split into `out` and score it against its texts.
 
     Resumes what an earlier call began. Raises `MismatchError` where the model was trained on
-    another tokenizer or other features than the data has.
+    another kind of features than the data has.
     """
     prepared = PreparedData.open(data)
     bundle = load_model(model, pick_device(runtime.device))
-    if bundle.card.feature_type != prepared.feature_type:
-        raise MismatchError(
-            "the feature type", bundle.card.feature_type, prepared.feature_type,
-            "Prepare the data with the model's features",
-        )  # fmt: skip
+    check_search(settings, bundle.model.config.kind)
+    require_same_filterbank(bundle, prepared)
     chosen = prepared.split(split)
     record = _record(bundle, settings, runtime, {"split": split, "data": chosen.manifest_digest})
     with claimed(out, record) as complete:
@@ -81,13 +85,18 @@ def decode_audio(
     """Decode audio files into `out`; an utterance's id is its file's stem.
 
     Files that cannot be read are skipped, counted, and listed in `rejected.jsonl` with the
-    reason. Raises `DataError` where two files have one stem.
+    reason. Raises `InputNotFoundError` for a missing file, `DataError` where two files have one
+    stem, and where none can be read.
     """
+    for path in files:
+        if not path.is_file():
+            raise InputNotFoundError(path, "audio file", "Check the path")
     ids = [path.stem for path in files]
     doubles = sorted({i for i in ids if ids.count(i) > 1})
     if doubles:
         raise DataError(doubles[0], "the id of two audio files", "Rename one or decode it apart")
     bundle = load_model(model, pick_device(runtime.device))
+    check_search(settings, bundle.model.config.kind)
     record = _record(bundle, settings, runtime, {"files": [str(p.resolve()) for p in files]})
     with claimed(out, record) as complete:
         if not complete:
@@ -107,14 +116,9 @@ def decode_waveforms(
 
 
 def waveform_batch(bundle: ModelBundle, waveforms: Sequence[torch.Tensor]) -> Batch:
-    """Features of waveforms, normalised as the model was trained."""
-    kind = filterbank_settings()["kind"]
-    if bundle.card.feature_type != kind:
-        raise MismatchError(
-            "the feature type", kind, bundle.card.feature_type,
-            "Decode a prepared split with the model's own features",
-        )  # fmt: skip
-    features = [bundle.cmvn.apply(log_mel(waveform)) for waveform in waveforms]
+    """The model's own features of waveforms, normalised as it was trained."""
+    filterbank = bundle.filterbank
+    features = [bundle.cmvn.apply(filterbank.log_mel(waveform)) for waveform in waveforms]
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     lengths = torch.tensor([len(rows) for rows in features])
     tokens, token_lengths = pad_tokens([()] * len(features))
@@ -154,14 +158,18 @@ def _decode_files(
 ) -> None:
     """Read every file first, so that unreadable ones are known before decoding starts."""
     waveforms, durations, rejected = [], [], []
+    problems: list[KdpipeError] = []
     for path in files:
         try:
-            waveform = read_audio(path)
+            waveform = _read_samples(path)
         except KdpipeError as error:
+            problems.append(error)
             rejected.append({"id": path.stem, "audio_filepath": str(path), "reason": str(error)})
             continue
         waveforms.append(waveform)
         durations.append({"id": path.stem, "duration": len(waveform) / 16_000})
+    if not waveforms:
+        raise problems[0]
     write_jsonl(out / "rejected.jsonl", rejected)
     write_jsonl(out / "durations.jsonl", durations)
 
@@ -169,6 +177,13 @@ def _decode_files(
         return waveform_batch(bundle, [waveforms[i] for i in indices])
 
     _decode_all(out, [str(d["id"]) for d in durations], batches, bundle, settings, runtime)
+
+
+def _read_samples(path: Path) -> torch.Tensor:
+    waveform = read_audio(path)
+    if not len(waveform):
+        raise DataError(str(path), "no samples in it", "Record it again")
+    return waveform
 
 
 def _decode_all(

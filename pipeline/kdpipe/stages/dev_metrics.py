@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from kdpipe.batching import batch_loader, sorted_batches
-from kdpipe.features.cmvn import Cmvn
+from kdpipe.features.cmvn import AnyCmvn
 from kdpipe.features.prepared import PreparedSplit
 from kdpipe.models import RecognitionModel
 from kdpipe.scoring import score_pairs, uses_spaces
@@ -21,7 +21,7 @@ __all__ = ["dev_scorer"]
 def dev_scorer(
     model: RecognitionModel,
     split: PreparedSplit,
-    cmvn: Cmvn,
+    cmvn: AnyCmvn,
     tokenizer: Tokenizer,
     batch_frames: int,
     device: torch.device,

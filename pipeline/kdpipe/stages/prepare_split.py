@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 
 from kdpipe.corpus.utterance import Utterance
 from kdpipe.errors import DataError, TooManyRejectedError
-from kdpipe.features.filterbank import FEATURE_DIM
 from kdpipe.features.speed import speed_id
 from kdpipe.features.split_files import FEATURES, feature_header, write_index
 from kdpipe.files import read_json, read_jsonl, write_json, write_jsonl
@@ -35,7 +34,6 @@ from kdpipe.stages.prepare_worker import (
 __all__ = ["make_split", "split_rejections"]
 
 CHUNK_UTTERANCES = 32
-BYTES_PER_FRAME = 2 * FEATURE_DIM
 JOURNAL = "journal.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "split.json"
@@ -79,7 +77,7 @@ def make_split(
     total = len(done.accepted) + len(rejected)
     if len(rejected) > max_rejected * total or not done.accepted:
         raise TooManyRejectedError(folder.name, len(rejected), total, max_rejected, reasons)
-    return _finish(folder, done, reasons)
+    return _finish(folder, done, reasons, settings.filterbank.dim)
 
 
 def split_rejections(folder: Path) -> list[dict[str, Any]]:
@@ -129,7 +127,7 @@ def _compute(
     done = _read_journal(folder / JOURNAL)
     chunks = _chunks(utterances, done.stop, settings)
     with (
-        _open_part(folder, done.frames) as features,
+        _open_part(folder, done.frames, settings.filterbank.dim) as features,
         _open_at(folder / JOURNAL, done.journal_bytes) as journal,
         progress_bar(float(len(utterances)), f"prepare {folder.name}") as bar,
     ):
@@ -184,16 +182,16 @@ def _journal_line(result: ChunkResult) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
-def _open_part(folder: Path, frames: int) -> BinaryIO:
-    """The features so far, behind room for the header."""
+def _open_part(folder: Path, frames: int, dim: int) -> BinaryIO:
+    """The features (frames, dim) so far, float16, behind room for the header."""
     path = folder / f"{FEATURES}.part"
     if (folder / FEATURES).is_file():
         # Interrupted while finishing: everything is computed, and finishes again.
         (folder / FEATURES).replace(path)
-    header = feature_header(0, FEATURE_DIM)
+    header = feature_header(0, dim)
     if not frames:
         path.write_bytes(header)
-    return _open_at(path, len(header) + frames * BYTES_PER_FRAME)
+    return _open_at(path, len(header) + frames * 2 * dim)
 
 
 def _open_at(path: Path, size: int) -> BinaryIO:
@@ -213,10 +211,10 @@ def _append(handle: BinaryIO, content: bytes) -> None:
     os.fsync(handle.fileno())
 
 
-def _finish(folder: Path, done: _Progress, reasons: Mapping[str, int]) -> dict[str, Any]:
+def _finish(folder: Path, done: _Progress, reasons: Mapping[str, int], dim: int) -> dict[str, Any]:
     part = folder / f"{FEATURES}.part"
     with part.open("r+b") as handle:
-        _append(handle, feature_header(done.frames, FEATURE_DIM))
+        _append(handle, feature_header(done.frames, dim))
     part.replace(folder / FEATURES)
     write_index(folder, done.accepted)
     summary = {

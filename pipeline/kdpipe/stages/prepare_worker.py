@@ -17,7 +17,7 @@ from torch import Tensor
 from kdpipe.corpus.utterance import Utterance
 from kdpipe.errors import DataError, InputNotFoundError
 from kdpipe.features.audio import SAMPLE_RATE, Channel, read_audio
-from kdpipe.features.filterbank import FEATURE_DIM, log_mel
+from kdpipe.features.kinds import Filterbank
 from kdpipe.features.speed import perturb_speed, speed_id
 from kdpipe.models.lengths import subsampled_lengths
 from kdpipe.text.normalise import TextCase, TextSpaces, normalise
@@ -60,6 +60,7 @@ class ChunkSettings:
 
     tokenizer: Path
     fingerprint: str
+    filterbank: Filterbank
     channel: Channel
     case: TextCase
     spaces: TextSpaces
@@ -110,7 +111,7 @@ def use_one_thread() -> None:
 
 def process_chunk(chunk: Chunk) -> ChunkResult:
     """Compute the features of every usable utterance; list the others with their reasons."""
-    features: list[Tensor] = [torch.empty(0, FEATURE_DIM)]
+    features: list[Tensor] = [torch.empty(0, chunk.settings.filterbank.dim)]
     accepted: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     for utterance in chunk.utterances:
@@ -121,7 +122,7 @@ def process_chunk(chunk: Chunk) -> ChunkResult:
             continue
         for speed in chunk.settings.speeds:
             try:
-                entry, record = _make_entry(source, speed)
+                entry, record = _make_entry(source, speed, chunk.settings.filterbank)
             except _UnusableError as problem:
                 rejected.append(_rejection(utterance, speed, problem))
                 continue
@@ -208,10 +209,12 @@ def _require_duration(found: float, declared: float) -> None:
         raise _UnusableError("duration-mismatch", f"{found:.3f} s, not {declared:.3f} s")
 
 
-def _make_entry(source: _Source, speed: float) -> tuple[Tensor, dict[str, Any]]:
+def _make_entry(
+    source: _Source, speed: float, filterbank: Filterbank
+) -> tuple[Tensor, dict[str, Any]]:
     utterance = source.utterance
     waveform = perturb_speed(source.waveform, speed)
-    features = log_mel(waveform)
+    features = filterbank.log_mel(waveform)
     if not bool(torch.isfinite(features.half()).all()):
         raise _UnusableError("not-finite-audio", "samples too large for features")
     _require_alignable(source.tokens, len(features))
@@ -233,7 +236,7 @@ def _require_alignable(tokens: Sequence[int], frames: int) -> None:
     """CTC needs a frame a token, and a blank between equal neighbours."""
     encoder_frames = subsampled_lengths(frames)
     if encoder_frames < 1:
-        raise _UnusableError("too-short", f"{frames} frames of 10 ms")
+        raise _UnusableError("too-short", f"{frames} feature frames")
     needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
     if needed > encoder_frames:
         raise _UnusableError("too-many-tokens", f"{needed} needed, {encoder_frames} encoder frames")

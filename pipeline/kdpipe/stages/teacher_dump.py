@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from kdpipe.batching import Batch, batch_loader, sorted_batches
 from kdpipe.checkpoint import ModelBundle, load_model, weights_digest
-from kdpipe.errors import BusyOutputError, ConfigError, MismatchError, OutputConflictError
+from kdpipe.errors import BusyOutputError, ConfigError, OutputConflictError
 from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.losses import attention_inputs
 from kdpipe.models import SUBSAMPLING, Encoded
 from kdpipe.progress import progress_bar
 from kdpipe.search.joint_beam import ArHypothesis, joint_beam_search
+from kdpipe.stages.agreement import require_same_features, require_same_tokenizer
 from kdpipe.stages.claim import settings_changes
 from kdpipe.stages.device import keep_freed_memory, pick_device
 from kdpipe.store import (
@@ -38,11 +39,8 @@ from kdpipe.store import (
     sparsify,
     store_state,
 )
-from kdpipe.text.tokenizer import Tokenizer
 
 __all__ = ["DumpSettings", "Shard", "dump_header", "teacher_dump", "teacher_targets"]
-
-FEATURE_SHIFT_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def dump_header(
         feature_digest=prepared.feature_digest,
         cmvn_digest=bundle.cmvn.digest(),
         subsampling=SUBSAMPLING,
-        frame_shift_seconds=FEATURE_SHIFT_SECONDS * SUBSAMPLING,
+        frame_shift_seconds=prepared.filterbank.frame_shift_seconds * SUBSAMPLING,
         manifest_digest=split.manifest_digest,
         split=name,
         decode={
@@ -269,19 +267,10 @@ def _sample(ids: Sequence[str], size: int) -> list[str]:
 
 
 def _check_teacher(bundle: ModelBundle, prepared: PreparedData) -> None:
-    tokenizer = Tokenizer.load(prepared.tokenizer)
     if bundle.model.config.kind != "ar":
         raise ConfigError(
             "teacher-dump", "--teacher", str(bundle.path), "not an autoregressive teacher",
             "Give a model made by train-teacher or import-teacher",
         )  # fmt: skip
-    if tokenizer.fingerprint != bundle.tokenizer.fingerprint:
-        raise MismatchError(
-            "the tokenizer", tokenizer.fingerprint[:12], bundle.tokenizer.fingerprint[:12],
-            "Prepare the data with the teacher's tokenizer (prepare --tokenizer-from TEACHER)",
-        )  # fmt: skip
-    if bundle.card.feature_digest != prepared.feature_digest:
-        raise MismatchError(
-            "the features", prepared.feature_digest[:12], bundle.card.feature_digest[:12],
-            "Prepare the data as the teacher's training data was prepared",
-        )  # fmt: skip
+    require_same_tokenizer(bundle, prepared)
+    require_same_features(bundle, prepared)

@@ -90,7 +90,8 @@ def train_student(
     with claimed(out, settings) as complete:
         if complete:
             return False
-        model = fresh_model(recipe.student.model, "mask-ctc", tokenizer, seed, where)
+        dim = prepared.filterbank.dim
+        model = fresh_model(recipe.student.model, "mask-ctc", tokenizer, seed, where, dim)
         epochs = sum(stage.epochs for stage in recipe.student.stages)
         training = replace(recipe.student.training, epochs=epochs)
         losses = student_losses(model, recipe, source)

@@ -62,7 +62,8 @@ def train_teacher(
         if complete:
             return False
         tokenizer = Tokenizer.load(prepared.tokenizer)
-        model = fresh_model(recipe.teacher.model, "ar", tokenizer, seed, where)
+        dim = prepared.filterbank.dim
+        model = fresh_model(recipe.teacher.model, "ar", tokenizer, seed, where, dim)
         losses = teacher_losses(model, recipe)
         train_and_save(
             out, model, losses, prepared, recipe.teacher.training, recipe, seed,

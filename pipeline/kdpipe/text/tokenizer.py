@@ -17,8 +17,17 @@ import sentencepiece
 
 from kdpipe.errors import ConfigError, DataError, InputNotFoundError
 from kdpipe.files import atomic_write_bytes, json_digest
+from kdpipe.text.sentencepiece_model import is_character_model
 
-__all__ = ["BLANK_ID", "UNK_ID", "Tokenizer", "TokenizerKind", "train_tokenizer"]
+__all__ = [
+    "BLANK_ID",
+    "SPACE_MARK",
+    "UNK_ID",
+    "UNK_TEXT",
+    "Tokenizer",
+    "TokenizerKind",
+    "train_tokenizer",
+]
 
 TokenizerKind = Literal["char", "bpe"]
 BLANK_ID = 0
@@ -34,7 +43,7 @@ SPACE_MARK = "\u2581"
 
 
 class Tokenizer:
-    """Text to token ids and back; made by `Tokenizer.load`."""
+    """Text to token ids and back; made by `Tokenizer.load` or `from_bytes`."""
 
     def __init__(self, model: bytes) -> None:
         self._model = model
@@ -50,18 +59,31 @@ class Tokenizer:
         """
         if not path.is_file():
             raise InputNotFoundError(path, "tokenizer model", "Run kdpipe prepare again")
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, model: bytes, where: str) -> Tokenizer:
+        """Take the content of a `tokenizer.model`; `where` it comes from is for errors.
+
+        Raises `DataError` as `load` does.
+        """
         try:
-            tokenizer = cls(path.read_bytes())
+            tokenizer = cls(model)
         except RuntimeError as error:
             raise DataError(
-                str(path), f"no sentencepiece model ({error})", "Restore or remake it"
+                where, f"no sentencepiece model ({error})", "Restore or remake it"
             ) from error
         if tokenizer._processor.unk_id() != 0 or tokenizer._processor.is_control(1):
-            raise DataError(str(path), "special ids are not this project's", "Train it here")
+            raise DataError(where, "special ids are not this project's", "Train it here")
         return tokenizer
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return Tokenizer, (self._model,)
+
+    @property
+    def model(self) -> bytes:
+        """The content of its `tokenizer.model`."""
+        return self._model
 
     @property
     def vocab_size(self) -> int:
@@ -92,8 +114,8 @@ class Tokenizer:
 
     @cached_property
     def kind(self) -> TokenizerKind:
-        """ "char" when every piece is one character."""
-        return "char" if all(len(piece) == 1 for piece in self.pieces[2:-1]) else "bpe"
+        """ "char" when text is cut into single characters."""
+        return "char" if is_character_model(self._model) else "bpe"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,6 +126,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as given (normalise it first), without sos/eos."""
         inner: list[int] = self._processor.encode(text)
+        if 0 in inner and self.kind == "char":
+            # Sentencepiece merges unknown neighbours; here every character is a token.
+            pieces = self._processor.encode_as_pieces(text)
+            counts = [1 if i else len(piece) for i, piece in zip(inner, pieces, strict=True)]
+            inner = [i for i, count in zip(inner, counts, strict=True) for _ in range(count)]
         return [token + 1 for token in inner]
 
     def decode(self, tokens: Iterable[int]) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kdpipe.features.audio import read_audio
-from kdpipe.features.espnet_filterbank import EspnetFilterbank, espnet_log_mel, slaney_filters
+from kdpipe.features.cmvn import Cmvn, UtteranceCmvn
+from kdpipe.features.espnet_filterbank import EspnetFilterbank, slaney_filters
 from kdpipe.models.foreign import ForeignModel, read_espnet
 from kdpipe.models.foreign.files import parse_weights
 
@@ -46,9 +47,8 @@ def close(found: Tensor, stored: Tensor) -> bool:
 
 def raw_features(teacher: ForeignModel, normalised: Tensor) -> Tensor:
     """Undo the normalisation: the toolkit normalises in place, so its `features` are gone."""
-    assert teacher.mean is not None
-    assert teacher.std is not None
-    return normalised * teacher.std + teacher.mean
+    assert isinstance(teacher.cmvn, Cmvn)
+    return normalised * teacher.cmvn.std + teacher.cmvn.mean
 
 
 def test_features_and_normalisation(
@@ -56,12 +56,12 @@ def test_features_and_normalisation(
 ) -> None:
     for record, arrays in expected:
         waveform = read_audio(shared / "corpora" / "an4" / record["audio_filepath"])
-        assert teacher.frontend is not None
-        features = espnet_log_mel(waveform, teacher.frontend)
-        assert teacher.frontend.num_frames(len(waveform)) == len(features)
-        if teacher.normalisation == "global":
+        assert isinstance(teacher.filterbank, EspnetFilterbank)
+        features = teacher.filterbank.log_mel(waveform)
+        assert teacher.filterbank.num_frames(len(waveform)) == len(features)
+        if isinstance(teacher.cmvn, Cmvn):
             assert close(features, raw_features(teacher, arrays["normalized"]))
-        assert close(teacher.normalise(features), arrays["normalized"])
+        assert close(teacher.cmvn.apply(features), arrays["normalized"])
 
 
 def test_filters_equal_those_saved_with_the_weights(folder: Path) -> None:
@@ -106,8 +106,10 @@ def test_a_padded_batch_gives_the_same(
 
 def test_what_else_is_read(teacher: ForeignModel, folder: Path) -> None:
     assert teacher.name == folder.name
-    assert teacher.feature_type == "espnet-filterbank"
+    assert teacher.filterbank == EspnetFilterbank()
+    assert not teacher.assumed_features
     assert (teacher.token_list[0], teacher.token_list[-1]) == ("<blank>", "<sos/eos>")
     assert (teacher.token_type, teacher.bpe_model) == ("char", None)
     assert not teacher.model.training
-    assert (teacher.mean is None) == (teacher.normalisation == "utterance")
+    assert isinstance(teacher.cmvn, UtteranceCmvn) == (folder.name == "espnet-ar-legacy")
+    assert sorted(teacher.files)[0] == "config.yaml"

@@ -12,7 +12,9 @@ from typing import Any
 
 from kdpipe.errors import ConfigError
 from kdpipe.features.audio import SAMPLE_RATE
-from kdpipe.features.espnet_filterbank import EspnetFilterbank
+from kdpipe.features.espnet_filterbank import WINDOWS, EspnetFilterbank
+from kdpipe.features.filterbank import FEATURE_DIM, KaldiFilterbank
+from kdpipe.features.kinds import Filterbank
 from kdpipe.models.config import Kind, ModelConfig
 
 __all__ = ["EspnetSettings", "read_settings"]
@@ -90,8 +92,8 @@ FRONTEND = {
     "n_fft": Key(512),
     "win_length": ANY,
     "hop_length": Key(128),
-    "window": Key("hann", ("hann",)),
-    "center": Key(True, (True,)),
+    "window": Key("hann", tuple(WINDOWS)),
+    "center": Key(True),
     "pad_mode": Key("reflect", ("reflect",)),
     "normalized": Key(False, (False,)),
     "onesided": Key(True, (True,)),
@@ -122,8 +124,12 @@ TOP = {
     "preencoder": Key(None, (None,)),
     "encoder": Key("rnn", ("conformer", "transformer")),
     "postencoder": Key(None, (None,)),
-    "token_type": Key("bpe", ("char", "bpe", "word")),
+    "token_type": Key("bpe", ("char", "bpe")),
+    "preprocessor": Key("default", ("default",)),
     "separator": Key(None, (None,)),
+    "speech_volume_normalize": Key(None, (None,)),
+    "use_lang_prompt": Key(False, (False,)),
+    "use_nlp_prompt": Key(False, (False,)),
 }
 
 
@@ -131,12 +137,15 @@ TOP = {
 class EspnetSettings:
     """A config as far as it matters here.
 
-    `frontend` is None for models that take features computed beforehand. `normalisation` is
-    "global", "utterance" or "none"; `means` and `variances` say which of the two it adjusts.
+    `assumed_features` is True for models that take features computed beforehand, of which the
+    config tells the size alone. `normalisation` is "global", "utterance" or "none"; `means` and
+    `variances` say which of the two it adjusts. `has_symbols`: the texts of a "char" model had
+    symbols of several characters that are one token.
     """
 
     model: ModelConfig
-    frontend: EspnetFilterbank | None
+    filterbank: Filterbank
+    assumed_features: bool
     normalisation: str
     means: bool
     variances: bool
@@ -144,19 +153,21 @@ class EspnetSettings:
     token_list: tuple[str, ...]
     token_type: str
     bpe_model: str | None
+    has_symbols: bool
+    version: str
 
 
 def read_settings(config: Mapping[str, Any], where: str) -> EspnetSettings:
     """Understand a `config.yaml`, or raise ConfigError naming the key and value that stop it."""
     top = {name: _value(where, name, config, name, key) for name, key in TOP.items()}
     tokens = _token_list(config, where)
-    frontend = _frontend(config, where) if top["frontend"] else None
-    bands = frontend.n_mels if frontend else _given_features(config, where)
+    filterbank = _frontend(config, where) if top["frontend"] else _given_features(config, where)
     name = top["normalize"]
     normalise = _section(config, where, "normalize_conf", NORMALISE[name]) if name else {}
     return EspnetSettings(
-        model=_model(config, where, top, len(tokens), bands),
-        frontend=frontend,
+        model=_model(config, where, top, len(tokens), filterbank.dim),
+        filterbank=filterbank,
+        assumed_features=not top["frontend"],
         normalisation=(name or "none").removesuffix("_mvn"),
         means=bool(normalise.get("norm_means", False)),
         variances=bool(normalise.get("norm_vars", False)),
@@ -164,6 +175,8 @@ def read_settings(config: Mapping[str, Any], where: str) -> EspnetSettings:
         token_list=tokens,
         token_type=top["token_type"],
         bpe_model=config.get("bpemodel"),
+        has_symbols=bool(config.get("non_linguistic_symbols")),
+        version=str(config.get("version") or ""),
     )
 
 
@@ -232,14 +245,18 @@ def _frontend(config: Mapping[str, Any], where: str) -> EspnetFilterbank:
         n_mels=values["n_mels"],
         fmin=float(values["fmin"] or 0.0),
         fmax=float(highest),
+        window=values["window"],
+        center=values["center"],
     )
 
 
-def _given_features(config: Mapping[str, Any], where: str) -> int:
+def _given_features(config: Mapping[str, Any], where: str) -> Filterbank:
+    """ESPnet's recipes compute features beforehand with Kaldi: 80 bands, or 83 with pitch."""
     size = config.get("input_size")
-    if not isinstance(size, int):
-        raise _refuse(where, "input_size", size, "without a frontend it must be a number")
-    return size
+    if size != FEATURE_DIM:
+        problem = f"without a frontend only {FEATURE_DIM} Kaldi filterbank values are supported"
+        raise _refuse(where, "input_size", size, problem)
+    return KaldiFilterbank()
 
 
 def _model(

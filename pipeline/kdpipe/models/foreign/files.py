@@ -39,11 +39,13 @@ class PublishedFiles:
     def locate(self, given: str) -> str | None:
         """The name of a file that a config calls `given`, from wherever it was trained.
 
-        The same path if it is there, else the only file of that name.
+        The same path if it is there, else the only file whose path ends so, else the only one
+        of that name.
         """
         if given in self.names:
             return given
-        same = [name for name in self.names if _base(name) == _base(given)]
+        ending = [name for name in self.names if name.endswith(f"/{given}")]
+        same = ending or [name for name in self.names if _base(name) == _base(given)]
         return same[0] if len(same) == 1 else None
 
 
