@@ -1,9 +1,10 @@
 """Cache an autoregressive recogniser's outputs once; distil them into fast Mask-CTC students.
 
-store = kdpipe.open_store("exp/train.zarr")     # numpy only, torch is not imported
-store["utt-1"].nbest
-model = kdpipe.load_model("exp/student")
-kdpipe.decode(model, [waveform])                # [["TEXT", ...], ...], best first
+    store = kdpipe.open_store("exp/train.zarr")  # numpy only, torch is not imported
+    store["utt-1"].nbest
+    model = kdpipe.load_model("exp/student")
+    kdpipe.decode(model, [waveform])  # [["TEXT", ...]], best first
+    kdpipe.read_manifest("train.jsonl")[0].text
 """
 
 from __future__ import annotations

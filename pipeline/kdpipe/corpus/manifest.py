@@ -18,21 +18,24 @@ from kdpipe.files import read_jsonl, write_jsonl
 __all__ = ["read_manifest", "write_manifest"]
 
 
-def read_manifest(path: Path) -> list[Utterance]:
-    """Read a manifest, in its order.
+def read_manifest(path: Path | str) -> list[Utterance]:
+    """The utterances of a JSON-lines manifest, in its order; durations and offsets in seconds.
 
-    Raises `InputNotFoundError` for a missing or empty one, and `DataError` naming the record
-    for anything that is not as described above. Files that a record names are not looked at,
-    and ids may repeat: `kdpipe prepare` rejects such utterances one by one.
+    Each line has `audio_filepath` (absolute or relative to the manifest) and `duration`, and may
+    have `id` (default: the file's stem), `text`, `speaker` and `offset`; other keys are passed
+    over. Raises `InputNotFoundError` for a missing or empty manifest, and `DataError` naming the
+    record for a line that is no such object. Files that a record names are not looked at, and
+    ids may repeat: `kdpipe prepare` rejects such utterances one by one.
     """
-    path = path.absolute()
+    path = Path(path).absolute()
     if not path.is_file():
         raise InputNotFoundError(path, "manifest", "Give a JSON-lines manifest")
     try:
         records = enumerate(read_jsonl(path), start=1)
         utterances = [_parse_record(r, path.parent, f"{path}: record {n}") for n, r in records]
     except UnicodeDecodeError as error:
-        raise DataError(str(path), f"not UTF-8 ({error.reason})", "Save it as UTF-8") from error
+        remedy = "Give a JSON-lines manifest in UTF-8"
+        raise DataError(str(path), f"not UTF-8 ({error.reason})", remedy) from error
     if not utterances:
         raise InputNotFoundError(path, "utterance", "The manifest is empty")
     return utterances

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kdpipe.checkpoint import ModelBundle
+from kdpipe.errors import DataError
 from kdpipe.stages.decode import decode_waveforms
 from kdpipe.stages.recognise import DecodeMode, SearchSettings, read_tokens
 
@@ -17,16 +19,35 @@ __all__ = ["decode"]
 
 def decode(
     model: ModelBundle,
-    waveforms: Sequence[NDArray[np.float32]],
+    waveforms: Sequence[NDArray[np.floating[Any]]],
     mode: DecodeMode = "auto",
     beam: int = 10,
     nbest: int = 1,
 ) -> list[list[str]]:
-    """Texts of 16 kHz mono waveforms ((samples,), float32 in [-1, 1]), best first.
+    """Recognise waveforms: for each, up to `nbest` texts, best first.
 
-    `mode` and `beam` are those of `kdpipe decode`. Raises `ConfigError` for a mode that the
-    model cannot do.
+    `model` comes from `kdpipe.load_model`; the work is done on its device. `waveforms` are
+    arrays of one channel, (samples,) at 16 kHz in [-1, 1], decoded together as one batch.
+    `mode` is "auto" (the model's own search), "ctc" (greedy, one text), "mask-ctc" or "ar";
+    `beam` is the width of the last two. A waveform too short for the encoder (below 85 ms)
+    reads as "".
+
+    Raises `ConfigError` for a mode that the model cannot do or a beam below 1, `DataError` for
+    an array of another shape or with values that are not finite, `UtteranceTooLongError` beyond
+    ten minutes.
     """
+    if not waveforms:
+        return []
     settings = SearchSettings(mode=mode, beam=beam, nbest=nbest)
-    found = decode_waveforms(model, [torch.from_numpy(w) for w in waveforms], settings)
+    found = decode_waveforms(model, [_checked(w) for w in waveforms], settings)
     return [[read_tokens(model.tokenizer, h.tokens) for h in hypotheses] for hypotheses in found]
+
+
+def _checked(waveform: NDArray[np.floating[Any]]) -> torch.Tensor:
+    """(samples,) float32, finite."""
+    samples = np.asarray(waveform, np.float32)
+    if samples.ndim != 1:
+        raise DataError("waveform", f"of shape {samples.shape}", "Give one channel: (samples,)")
+    if not np.isfinite(samples).all():
+        raise DataError("waveform", "values that are not finite", "Mend the recording")
+    return torch.from_numpy(samples)
