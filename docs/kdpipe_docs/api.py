@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, ForwardRef, get_args
 
 __all__ = ["api_page", "documented_names", "losses_page"]
 
@@ -39,6 +40,9 @@ SEARCHES = (
     "kdpipe.search.joint_beam.joint_beam_search",
     "kdpipe.search.joint_beam.ArHypothesis",
 )
+
+MADE_ELSEWHERE = {"TeacherStore", "Tokenizer"}
+"""Classes that other functions make: their constructors are of no use to anybody else."""
 
 
 def api_page() -> str:
@@ -97,21 +101,34 @@ def _entry(name: str, value: Any, heading: str) -> str:
         return "\n".join([title, *_class(name.rpartition(".")[2], value)])
     if inspect.isroutine(value):
         return "\n".join([title, _signature(name.rpartition(".")[2], value), _text(value)])
-    shown = f"Literal{list(get_args(value))}" if get_args(value) else repr(value)
+    shown = f"Literal{list(get_args(value))}" if get_args(value) else _shortened(repr(value))
     return "\n".join([title, f"```python\n{name.rpartition('.')[2]} = {shown}\n```\n"])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 150 else f"{text[:60]}..."
 
 
 def _class(name: str, cls: type[Any]) -> Iterator[str]:
     fields = _fields(cls)
-    yield _fence(f"class {name}", fields) if fields else f"```python\nclass {name}\n```\n"
+    if fields:
+        yield _fence(f"class {name}", fields)
+    elif name in MADE_ELSEWHERE:
+        yield f"```python\nclass {name}\n```\n"
+    else:
+        yield _signature(f"class {name}", cls)
     yield _text(cls)
-    for attribute, value in vars(cls).items():
-        if attribute.startswith("_") and attribute not in ("__len__", "__getitem__"):
-            continue
-        if isinstance(value, property):
-            yield f"- `{attribute}`: {_first_line(value)}\n"
-        elif inspect.isfunction(value) and _own(value):
-            yield _signature(attribute, value)
+    public = {key: value for key, value in vars(cls).items() if not key.startswith("_")}
+    yield "\n".join(
+        f"- `{key}`: {_first_line(value)}"
+        for key, value in public.items()
+        if isinstance(value, property | functools.cached_property)
+    )
+    yield ""
+    for attribute, value in public.items():
+        if isinstance(value, classmethod) or (inspect.isfunction(value) and _own(value)):
+            owner = f"{name}." if isinstance(value, classmethod) else ""
+            yield _signature(owner + attribute, getattr(cls, attribute))
             yield _text(value)
 
 
@@ -124,7 +141,8 @@ def _fields(cls: type[Any]) -> list[str]:
     if dataclasses.is_dataclass(cls):
         return [_field(field) for field in dataclasses.fields(cls)]
     if issubclass(cls, tuple):
-        return [f"{name}: {kind}" for name, kind in inspect.get_annotations(cls).items()]
+        kinds = inspect.get_annotations(cls)
+        return [f"{name}: {_annotation(kind)}" for name, kind in kinds.items()]
     return []
 
 
@@ -142,7 +160,7 @@ def _signature(name: str, function: Any) -> str:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in items:
             items.append("*")
         items.append(_parameter(parameter))
-    returned = signature.return_annotation
+    returned = inspect.Signature.empty if inspect.isclass(function) else signature.return_annotation
     arrow = "" if returned is inspect.Signature.empty else f" -> {_annotation(returned)}"
     return _fence(name, [item for item in items if item != "self"], arrow)
 
@@ -157,8 +175,10 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def _annotation(annotation: Any) -> str:
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
     if isinstance(annotation, str):
-        return annotation
+        return annotation.replace("'", '"')
     return annotation.__name__ if inspect.isclass(annotation) else str(annotation)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 
 import click
 
 from kdpipe_cli.main import cli
+from kdpipe_docs.config import number
 
 __all__ = ["cli_page", "commands"]
 
@@ -19,11 +21,15 @@ it says, 1 for an error that it names, 2 for a command line that it cannot read,
 interrupted.
 """
 
+COMMON = ("--seed", "--device", "--json", "--quiet", "--verbose", "--help")
+"""Options of nearly every command: described once, and named at each that has them."""
+
 
 def cli_page() -> str:
     """The whole page as Markdown."""
-    parts = [HEAD, _options(cli, click.Context(cli, info_name="kdpipe"))]
-    return "\n".join(parts + [_section(path, command) for path, command in commands()])
+    found = list(commands())
+    parts = [HEAD, "## Common options\n", _common(command for _, command in found)]
+    return "\n".join(parts + [_section(path, command) for path, command in found])
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -39,6 +45,16 @@ def _below(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]
         yield f"{path} {name}", command
         if isinstance(command, click.Group):
             yield from _below(command, f"{path} {name}")
+
+
+def _common(found: Iterable[click.Command]) -> str:
+    """The options of `COMMON`, each as the first command that has it describes it."""
+    rows: dict[str, str] = {}
+    for command in found:
+        context = click.Context(command)
+        for parameter in command.get_params(context):
+            rows.setdefault(_long_name(parameter), _row(parameter, context))
+    return _table([rows[name] for name in COMMON if name in rows])
 
 
 def _section(path: str, command: click.Command) -> str:
@@ -59,14 +75,29 @@ def _paragraph(text: str) -> str:
     """One paragraph of a help text; after click's \\b mark, lines stay as they are."""
     if not text.startswith("\b"):
         return f"{text}\n"
-    title, *lines = text.removeprefix("\b").strip().splitlines()
-    body = "\n".join(line.strip() for line in lines)
+    title, *lines = text.removeprefix("\b").strip("\n").splitlines()
+    body = textwrap.dedent("\n".join(lines))
     return f"{title}\n\n```bash\n{body}\n```\n"
 
 
 def _options(command: click.Command, context: click.Context) -> str:
-    rows = [_row(parameter, context) for parameter in command.get_params(context)]
-    rows = [row for row in rows if row]
+    """The table of a command's own options, and the names of the common ones it has."""
+    rows, common = [], []
+    for parameter in command.get_params(context):
+        name = _long_name(parameter)
+        if name in COMMON:
+            common.append(f"`{name}`")
+        elif isinstance(parameter, click.Option) and not parameter.hidden:
+            rows.append(_row(parameter, context))
+    return f"{_table(rows)}\n[Common](#common-options): {', '.join(common)}\n"
+
+
+def _long_name(parameter: click.Parameter) -> str:
+    """`--json` of `-j/--json`; the name of an argument."""
+    return max(parameter.opts, key=len)
+
+
+def _table(rows: list[str]) -> str:
     if not rows:
         return ""
     return "\n".join(["| option | value | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
@@ -74,7 +105,7 @@ def _options(command: click.Command, context: click.Context) -> str:
 
 def _row(parameter: click.Parameter, context: click.Context) -> str:
     """A row of the table; arguments are in the usage line already."""
-    if not isinstance(parameter, click.Option) or parameter.hidden:
+    if not isinstance(parameter, click.Option):
         return ""
     names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
     cells = [names, _value(parameter, context), _default(parameter), parameter.help or ""]
@@ -95,8 +126,8 @@ def _value(option: click.Option, context: click.Context) -> str:
 
 
 def _range(kind: click.IntRange | click.FloatRange) -> str:
-    low = "" if kind.min is None else f"{'above ' if kind.min_open else ''}{kind.min:,}"
-    high = "" if kind.max is None else f"{'below ' if kind.max_open else ''}{kind.max:,}"
+    low = "" if kind.min is None else f"{'above ' if kind.min_open else ''}{number(kind.min)}"
+    high = "" if kind.max is None else f"{'below ' if kind.max_open else ''}{number(kind.max)}"
     return f"{low} to {high}" if low and high else f"{low} or more" if low else f"up to {high}"
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from kdpipe.config import Recipe, recipe_names
 
-__all__ = ["config_page", "recipe_keys"]
+__all__ = ["config_page", "number", "recipe_keys"]
 
 HEAD = """# Recipe keys
 
 A recipe is a TOML file; `--recipe` takes the name of a shipped one or a path. Every key below may
 be left out where it has a default. `--set KEY=VALUE` changes one key of a recipe for one run, for
-example `--set student.training.epochs=20 --set student.stages.1.beta_sequence=0.5` (entries of a
+example `--set teacher.training.epochs=20 --set student.stages.1.beta_sequence=0.5` (entries of a
 list are counted from 0). An unknown key, a wrong type or a value out of range stops the command
 before anything is read.
 
@@ -121,7 +121,12 @@ def _toml(value: Any) -> str:
 
 def _range(metadata: typing.Mapping[str, Any]) -> str:
     low, high = metadata.get("low"), metadata.get("high")
-    return "" if low is None else f"{low:g} to {high:,}"
+    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def number(value: float) -> str:
+    """1,000 or 0.05 or 1e-08: whole numbers with thousands marked."""
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _recipe(name: str) -> str:
