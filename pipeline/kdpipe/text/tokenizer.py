@@ -92,18 +92,22 @@ class Tokenizer:
 
     @property
     def blank_id(self) -> int:
+        """The CTC blank: 0."""
         return BLANK_ID
 
     @property
     def unk_id(self) -> int:
+        """What is not in the vocabulary: 1."""
         return UNK_ID
 
     @property
     def sos_eos_id(self) -> int:
+        """Start and end of sentence, one id: V - 1."""
         return self.vocab_size - 1
 
     @property
     def mask_id(self) -> int:
+        """The mask of a Mask-CTC decoder: V, beyond the vocabulary."""
         return self.vocab_size
 
     @cached_property
@@ -114,7 +118,7 @@ class Tokenizer:
 
     @cached_property
     def kind(self) -> TokenizerKind:
-        """ "char" when text is cut into single characters."""
+        """ "char" when text is cut into single characters, else "bpe"."""
         return "char" if is_character_model(self._model) else "bpe"
 
     @cached_property
