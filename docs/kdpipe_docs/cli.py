@@ -121,7 +121,7 @@ def _value(option: click.Option, context: click.Context) -> str:
     elif isinstance(kind, click.IntRange | click.FloatRange):
         text = _range(kind)
     else:
-        text = f"`{option.make_metavar(context)}`"
+        text = " or ".join(f"`{word}`" for word in option.make_metavar(context).split("|"))
     return f"{text}; repeatable" if option.multiple else text
 
 

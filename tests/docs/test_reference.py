@@ -147,4 +147,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for page in ("index.html", "reference/cli.html", "mathematics.html"):
         html = (tmp_path / page).read_text(encoding="utf-8")
         assert "arithmatex" not in html, page
-    assert "http://fonts" not in html
+    loaded = re.compile(r'(?:src="|<link [^>]*href=")(?:https?:)?//[^"]*')
+    for file in tmp_path.rglob("*.html"):
+        assert loaded.findall(file.read_text(encoding="utf-8")) == [], file

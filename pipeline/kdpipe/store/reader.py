@@ -37,7 +37,9 @@ def open_store(path: Path | str, allow_partial: bool = False) -> TeacherStore:
     A store elsewhere, or of the compact profile, is first staged into a local cache
     ($KDPIPE_CACHE) keyed by its content digest. Raises `StoreIncompleteError` for a store under
     construction unless `allow_partial`: then it holds what is acknowledged at this moment.
-    Raises `StoreFormatError` for what is no store.
+    Raises `InputNotFoundError` where nothing is, `StoreFormatError` for what is no store,
+    `StoreDamageError` for one whose metadata is damaged, and `DependencyError` where the URL's
+    protocol needs a package that is not installed.
     """
     image = open_image(mappable_path(path))
     if image.digest is None and not allow_partial:
