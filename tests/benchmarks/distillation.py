@@ -21,7 +21,9 @@ from distillation_table import write_table
 
 RECIPE = "an4"
 SPLITS = ("dev", "test")
-SAME = ("student.model.dim=128", "student.model.inner=512")
+SAME = (
+    "student.model.dim=128", "student.model.inner=512", "student.training.learning_rate=2e-3",
+)  # fmt: skip
 """The student of the teacher's size; the recipe itself has the small one."""
 NO_SEQUENCE = ("distillation.sequence=false",)
 
@@ -51,6 +53,9 @@ ROWS = {
     "top-16": Row((), "top-16"),
     "scale-paper": Row(("distillation.scale=paper",)),
     "one-masking": Row(("student.masks_per_utterance=1",)),
+    "plain-lr-2e-3": Row(("student.training.learning_rate=2e-3",), None),
+    "plain-lr-8e-3": Row(("student.training.learning_rate=8e-3",), None),
+    "plain-longer": Row(("student.stages.0.epochs=36",), None),
 }
 STORES = {
     "train": (),
