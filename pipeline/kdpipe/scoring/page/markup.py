@@ -45,7 +45,7 @@ def spoken(text: str) -> Html:
     return el("bdi", text)
 
 
-def number(value: float, digits: int = 2) -> str:
+def number(value: int | float, digits: int = 2) -> str:
     """A coordinate: no more digits than can be seen."""
     text = f"{value:.{digits}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,5 +1,5 @@
 "use strict";
-// Errors and anything that the policy blocked are written where a test can read them.
+// Errors, whatever the policy blocked and the number of requests are written where tests look.
 (function () {
   const root = document.documentElement;
   root.dataset.errors = "";
@@ -7,6 +7,10 @@
   window.addEventListener("error", function (event) { note(event.message); });
   document.addEventListener("securitypolicyviolation", function (event) {
     note("blocked: " + event.violatedDirective + " " + event.blockedURI);
+  });
+
+  window.addEventListener("load", function () {
+    root.dataset.requests = String(performance.getEntriesByType("resource").length);
   });
 
   function makeTabs(box) {
@@ -68,7 +72,9 @@
     document.addEventListener("click", show);
   }
 
-  document.querySelectorAll("[data-tabs]").forEach(makeTabs);
-  makeTips();
-  root.dataset.ready = "yes";
+  document.addEventListener("DOMContentLoaded", function () {
+    document.querySelectorAll("[data-tabs]").forEach(makeTabs);
+    makeTips();
+    root.dataset.ready = "yes";
+  });
 })();

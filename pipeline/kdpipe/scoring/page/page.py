@@ -57,11 +57,12 @@ def render_page(material: Material) -> str:
         el("meta", name="color-scheme", content="light dark"),
         el("title", f"{material.title} \u2013 kdpipe report"),
         el("style", style),
+        el("script", script),
     )
     shown = [section for section in sections if section.body is not None]
     missing = [section for section in sections if section.body is None]
     main = el("main", *(_section(section) for section in shown), _missing(missing, material))
-    body = el("body", _header(material, shown), main, _footer(), el("script", script))
+    body = el("body", _header(material, shown), main, _footer())
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
 
 

@@ -15,6 +15,7 @@ from kdpipe.scoring.page.markup import Html, el, join, number
 __all__ = [
     "Axis",
     "Panel",
+    "Pixels",
     "dodge",
     "end_names",
     "label",
@@ -29,6 +30,7 @@ __all__ = [
     "svg",
 ]
 
+Pixels = int | float
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 DECADE = (1.0, 2.0, 5.0)
 
@@ -37,13 +39,13 @@ DECADE = (1.0, 2.0, 5.0)
 class Axis:
     """Maps values from `low` to `high` onto pixels from `start` to `end`."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    low: int | float
+    high: int | float
+    start: Pixels
+    end: Pixels
     log: bool = False
 
-    def at(self, value: float) -> float:
+    def at(self, value: int | float) -> Pixels:
         """The pixel of a value; values beyond the axis stay on its edge."""
         low, high, place = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
@@ -58,7 +60,7 @@ class Axis:
         )  # fmt: skip
 
 
-def plain_ticks(low: float, high: float, about: int = 4) -> list[float]:
+def plain_ticks(low: int | float, high: int | float, about: int = 4) -> list[float]:
     """Multiples of 1, 2, 2.5 or 5 times a power of ten between two values."""
     span = high - low
     if span <= 0:
@@ -69,7 +71,7 @@ def plain_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _log_ticks(low: float, high: float, about: int) -> list[float]:
+def _log_ticks(low: int | float, high: int | float, about: int) -> list[float]:
     """1, 2, 5 of every decade, fewer of them on a long axis; round values on a short one."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in (DECADE, (1.0, 3.0), (1.0,)):
@@ -77,10 +79,11 @@ def _log_ticks(low: float, high: float, about: int) -> list[float]:
         ticks = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
         if len(ticks) <= about * 1.5:
             break
-    return ticks if len(ticks) >= 2 else plain_ticks(low, high, about)
+    every = math.ceil(len(ticks) / (about * 1.5))
+    return ticks[::every] if len(ticks) >= 2 else plain_ticks(low, high, about)
 
 
-def linear_axis(values: Iterable[float], start: float, end: float) -> Axis:
+def linear_axis(values: Iterable[float], start: Pixels, end: Pixels) -> Axis:
     """From zero to a round value that leaves room above the largest."""
     top = max(values, default=0.0) or 1.0
     ticks = plain_ticks(0.0, top)
@@ -88,7 +91,7 @@ def linear_axis(values: Iterable[float], start: float, end: float) -> Axis:
     return Axis(0.0, math.ceil(top / step - 1e-9) * step, start, end)
 
 
-def log_axis(values: Iterable[float], start: float, end: float, room: float = 1.12) -> Axis:
+def log_axis(values: Iterable[float], start: Pixels, end: Pixels, room: float = 1.12) -> Axis:
     """Around all of `values`, which must be above zero, with `room` (a factor) at both ends."""
     known = list(values)
     return Axis(min(known) / room, max(known) * room, start, end, log=True)
@@ -98,8 +101,8 @@ def log_axis(values: Iterable[float], start: float, end: float, room: float = 1.
 class Panel:
     """The area of a chart: an axis across and an axis up, in a picture of width by height."""
 
-    width: float
-    height: float
+    width: Pixels
+    height: Pixels
     x: Axis
     y: Axis
 
@@ -130,7 +133,7 @@ class Panel:
         return join(parts)
 
 
-def svg(width: float, height: float, name: str, *children: Html, class_: str = "chart") -> Html:
+def svg(width: Pixels, height: Pixels, name: str, *children: Html, class_: str = "chart") -> Html:
     """A picture that scales with its box; `name` is read out to those who do not see it."""
     return el(
         "svg", *children, class_=class_, viewBox=f"0 0 {number(width)} {number(height)}",
@@ -138,17 +141,17 @@ def svg(width: float, height: float, name: str, *children: Html, class_: str = "
     )  # fmt: skip
 
 
-def label(x: float, y: float, content: str, class_: str, anchor: str | None = None) -> Html:
+def label(x: Pixels, y: Pixels, content: str, class_: str, anchor: str | None = None) -> Html:
     """A line of text with its baseline at y; `anchor` is start, middle or end."""
     return el("text", content, x=float(x), y=float(y), class_=class_, text_anchor=anchor)
 
 
-def rule(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
+def rule(x1: Pixels, y1: Pixels, x2: Pixels, y2: Pixels, class_: str) -> Html:
     """A straight line."""
     return el("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=class_)
 
 
-def polyline(points: Iterable[tuple[float, float]], class_: str) -> Html:
+def polyline(points: Iterable[tuple[Pixels, Pixels]], class_: str) -> Html:
     """Points (pixels) joined by a line."""
     text = " ".join(f"{number(x, 1)},{number(y, 1)}" for x, y in points)
     return el("polyline", points=text, class_=class_)
@@ -161,7 +164,7 @@ def line_mark(panel: Panel, points: Sequence[tuple[float, float]], class_: str, 
     return el("g", polyline(pixels, "line"), last, class_=class_)
 
 
-def marker(shape: str, x: float, y: float, class_: str, tip: str, size: float = 5.0) -> Html:
+def marker(shape: str, x: Pixels, y: Pixels, class_: str, tip: str, size: float = 5.0) -> Html:
     """A point of a scatter chart: circle, square, or triangle."""
     if shape == "circle":
         return el("circle", cx=x, cy=y, r=size, class_=class_, data_tip=tip)
@@ -178,7 +181,7 @@ def marker(shape: str, x: float, y: float, class_: str, tip: str, size: float = 
 
 
 def end_names(
-    panel: Panel, ends: Sequence[tuple[float, float, str, str]], gap: float = 13.0
+    panel: Panel, ends: Sequence[tuple[float, float, str, str]], gap: Pixels = 13
 ) -> list[Html]:
     """A name (x, y, text, colour) right of the end of each line, moved apart where they touch."""
     heights = [panel.y.at(y) for _, y, _, _ in ends]
@@ -189,10 +192,10 @@ def end_names(
     ]
 
 
-def dodge(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def dodge(places: Sequence[Pixels], gap: Pixels, low: Pixels, high: Pixels) -> list[Pixels]:
     """Places (pixels) moved as little as it takes to lie `gap` apart, from `low` to `high`."""
     order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [0.0] * len(places)
+    moved: list[Pixels] = [0.0] * len(places)
     before = low - gap
     for i in order:
         before = moved[i] = max(places[i], before + gap)

@@ -1,0 +1,128 @@
+"""`kdpipe report` on runs as the commands write them: what it finds, shows, and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdpipe.errors import DataError, InputNotFoundError
+from kdpipe.files import write_jsonl
+from kdpipe.stages.report import gather, write_report
+from kdpipe.stages.report_posteriors import PosteriorSettings
+from kdpipe.stages.report_runs import find_runs, run_kind
+from kdpipe_cli.main import run
+
+SETTINGS = PosteriorSettings(pictures=2, sample=8, device="cpu")
+
+
+def test_every_part_of_a_whole_pipeline_is_on_the_page(report_runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    report = write_report([report_runs], out, (), SETTINGS)
+    assert report.missing == ()
+    assert report.bytes == out.stat().st_size
+    page = out.read_text(encoding="utf-8")
+    for name in ("teacher", "plain", "student"):
+        assert f"<b>{name}</b>" in page
+    score = json.loads((report_runs / "decode/student-test/score.json").read_text())
+    assert f">{100 * score['wer']['rate']:.1f}<" in page
+    assert f">{100 * score['cer']['rate']:.1f}<" in page
+
+
+def test_the_same_runs_give_the_same_bytes(report_runs: Path, tmp_path: Path) -> None:
+    for name in ("a.html", "b.html"):
+        write_report([report_runs], tmp_path / name, (), SETTINGS)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_runs_are_joined_by_content_not_by_name(report_runs: Path, tmp_path: Path) -> None:
+    """A renamed model is still the one that an output was decoded with."""
+    shutil.copytree(report_runs / "student", tmp_path / "renamed")
+    runs = [tmp_path / "renamed", report_runs / "decode" / "student-test"]
+    material = gather(runs, [report_runs / "data"], SETTINGS)
+    (decode,) = material.decodes
+    assert decode.model == "renamed"
+    assert decode.errors is not None
+    assert material.models[0].parameters is not None
+    without = gather(runs[1:], (), SETTINGS)
+    assert without.models[0].name.startswith("model ")
+    assert without.decodes[0].errors is None
+
+
+def test_each_kind_is_known_by_its_content(report_runs: Path) -> None:
+    kinds = {"data": "data", "student": "model", "train.zarr": "store",
+             "decode/student-test": "decode", "decode": None}  # fmt: skip
+    for name, kind in kinds.items():
+        assert run_kind(report_runs / name) == kind
+    found = find_runs([report_runs, report_runs / "student"])
+    assert len(found) == len({run.path.resolve() for run in found})
+    assert {run.name for run in found} >= {"teacher", "plain", "student", "train.zarr", "data"}
+
+
+def test_equal_names_are_told_apart(report_runs: Path, tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        shutil.copytree(report_runs / "student", tmp_path / parent / "student")
+    assert [found.name for found in find_runs([tmp_path])] == ["a/student", "b/student"]
+
+
+def test_what_is_no_run_is_refused_and_nothing_is_written(
+    report_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "report.html"
+    with pytest.raises(InputNotFoundError, match="no run there"):
+        write_report([report_runs / "student", tmp_path / "empty"], out, (), SETTINGS)
+    assert run(["report", str(tmp_path / "nowhere"), "--out", str(out)]) == 1
+    assert "no run there" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_damaged_run_leaves_the_last_report(report_runs: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "decode"
+    shutil.copytree(report_runs / "decode" / "student-test", broken)
+    (broken / "score.json").write_text('{"split": "test"}')
+    out = tmp_path / "report.html"
+    out.write_text("the last one")
+    with pytest.raises(DataError, match=r"score\.json"):
+        write_report([broken], out, (), SETTINGS)
+    assert out.read_text() == "the last one"
+    assert sorted(tmp_path.iterdir()) == [broken, out]
+
+
+def test_a_training_that_still_runs_is_shown(tmp_path: Path) -> None:
+    """No model.toml yet, and a line of the log that is only half there."""
+    folder = tmp_path / "young"
+    write_jsonl(folder / "train.jsonl", [{"type": "epoch", "epoch": 1, "ctc": 2.0, "total": 2.0}])
+    with (folder / "train.jsonl").open("a") as log:
+        log.write('{"type": "epoch", "ep')
+    (model,) = gather([folder], (), SETTINGS).models
+    assert len(model.epochs) == 1
+    assert write_report([folder], tmp_path / "r.html", (), SETTINGS).shown == ("training",)
+
+
+def test_a_student_that_does_not_fit_the_store_is_named(report_runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(report_runs / "student", other)
+    card = (other / "model.toml").read_text()
+    digest = card.partition('feature_digest = "')[2][:12]
+    (other / "model.toml").write_text(card.replace(digest, "0" * 12))
+    material = gather([other, report_runs / "train.zarr", report_runs / "data"], (), SETTINGS)
+    assert material.notes == ("other is not compared with the store train.zarr: other features.",)
+    alone = gather([report_runs / "student", report_runs / "train.zarr"], (), SETTINGS)
+    assert "--data DATA" in alone.notes[0]
+
+
+def test_the_command_says_what_it_wrote(
+    report_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    assert run(["report", str(report_runs / "student"), "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert answer["path"] == str(out)
+    assert answer["bytes"] == out.stat().st_size
+    assert "training" in answer["shown"]
+    assert "store" in answer["missing"]
+    assert "Not on the page" in captured.err
