@@ -7,7 +7,9 @@ own settings; everything else in a shell block goes to bash.
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import shlex
 import shutil
 import subprocess
@@ -92,6 +94,24 @@ def test_commands_in_text_and_help_exist() -> None:
             if line.startswith("  kdpipe "):
                 wrong += [f"{path} --help: {problem}" for problem in _problems(line, False)]
     assert wrong == []
+
+
+def test_messages_name_options_that_exist() -> None:
+    known = {
+        option
+        for _, command in _all_commands(cli, "kdpipe")
+        for parameter in command.params
+        for option in parameter.opts
+    } | {"--help", "--dither", "--num-mel-bins"}  # the last two are Kaldi's, in a docstring
+    unknown = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}: {option}"
+        for path in sorted((REPOSITORY / "pipeline").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", node.value)
+        if option not in known
+    ]
+    assert unknown == []
 
 
 def _all_commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
