@@ -34,7 +34,6 @@ class _Field:
     """One field as it stands in the file; `content` is its payload where it holds bytes."""
 
     number: int
-    wire: int
     content: bytes
     value: int
     raw: bytes
@@ -52,9 +51,8 @@ def piece_names(model: bytes) -> list[tuple[str, bool]]:
 def is_character_model(model: bytes) -> bool:
     """Whether the model cuts text into single characters."""
     trainers = [field for field in _fields(model) if field.number == TRAINER]
-    kinds = [f.value for trainer in trainers for f in _fields(trainer.content)]
-    numbers = [f.number for trainer in trainers for f in _fields(trainer.content)]
-    return CHARACTERS in [k for k, n in zip(kinds, numbers, strict=True) if n == MODEL_TYPE]
+    settings = [setting for trainer in trainers for setting in _fields(trainer.content)]
+    return any(s.number == MODEL_TYPE and s.value == CHARACTERS for s in settings)
 
 
 def reorder_pieces(model: bytes, names: Sequence[str], unk_surface: str) -> bytes:
@@ -92,7 +90,10 @@ def character_model(pieces: Sequence[tuple[str, PieceKind]], unk_surface: str) -
 
 
 def _name(piece: _Field) -> str:
-    return next(f.content for f in _fields(piece.content) if f.number == PIECE).decode("utf-8")
+    for field in _fields(piece.content):
+        if field.number == PIECE:
+            return field.content.decode("utf-8")
+    raise ValueError("a piece without a name")
 
 
 def _type(piece: _Field) -> int:
@@ -124,7 +125,7 @@ def _fields(message: bytes) -> Iterator[_Field]:
             raise ValueError(f"no protocol buffer: wire type {wire}")
         if place > len(message):
             raise ValueError("no protocol buffer: cut off")
-        yield _Field(number, wire, content, value, message[start:place])
+        yield _Field(number, content, value, message[start:place])
 
 
 def _varint(message: bytes, place: int) -> tuple[int, int]:

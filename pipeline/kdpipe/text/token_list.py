@@ -44,7 +44,7 @@ def bpe_tokenizer(tokens: Sequence[str], model: bytes) -> bytes:
     _require_distinct(names)
     try:
         found = piece_names(model)
-    except (ValueError, StopIteration) as error:
+    except ValueError as error:
         raise DataError("bpe.model", f"no sentencepiece model ({error})", REMEDY) from error
     held = {name for name, control in found if not control}
     _require_same(set(names), held)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from kdpipe.errors import ConfigError, InputNotFoundError, KdpipeError, ModelFormatError
 from kdpipe.features.cmvn import Cmvn
@@ -20,78 +19,8 @@ from kdpipe.features.filterbank import KaldiFilterbank
 from kdpipe.models.config import ModelConfig
 from kdpipe.models.foreign import read_espnet
 from kdpipe.models.foreign.espnet_config import read_settings
-from kdpipe.models.recognition import build_model
 
-TOKENS = ["<blank>", "<unk>", "<space>", "A", "B", "<sos/eos>"]
-
-
-def base_config(**changes: Any) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "token_list": TOKENS,
-        "token_type": "char",
-        "frontend": "default",
-        "frontend_conf": {"n_fft": 512, "hop_length": 160, "n_mels": 20},
-        "normalize": "global_mvn",
-        "normalize_conf": {"stats_file": "exp/stats/train/feats_stats.npz"},
-        "encoder": "conformer",
-        "encoder_conf": {
-            "output_size": 16,
-            "attention_heads": 2,
-            "linear_units": 32,
-            "num_blocks": 1,
-            "macaron_style": True,
-            "rel_pos_type": "latest",
-            "cnn_module_kernel": 7,
-        },
-        "decoder": "transformer",
-        "decoder_conf": {"attention_heads": 4, "linear_units": 24, "num_blocks": 1},
-        "model_conf": {"ctc_weight": 0.3},
-    }
-    for key, value in changes.items():
-        merged = {**config.get(key, {}), **value} if isinstance(value, dict) else value
-        config[key] = merged
-    return config
-
-
-def weights_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return dict(build_model(read_settings(config, "config").model).state_dict())
-
-
-def saved(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def statistics() -> bytes:
-    buffer = io.BytesIO()
-    frames = np.random.default_rng(0).normal(3.0, 2.0, (500, 20))
-    np.savez(buffer, count=500, sum=frames.sum(0), sum_square=np.square(frames).sum(0))
-    return buffer.getvalue()
-
-
-def experiment(folder: Path, config: dict[str, Any], **files: bytes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    content = {"valid.acc.ave.pth": saved(weights_of(config)), "feats_stats.npz": statistics()}
-    for name, data in {**content, **files}.items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def packed(path: Path, config: dict[str, Any], meta: dict[str, Any] | None = None) -> Path:
-    names = {
-        "files": {"asr_model_file": "exp/asr_one/valid.acc.ave_10best.pth"},
-        "yaml_files": {"asr_train_config": "exp/asr_one/config.yaml"},
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("meta.yaml", yaml.safe_dump(names if meta is None else meta))
-        archive.writestr("exp/asr_one/config.yaml", yaml.safe_dump(config))
-        archive.writestr("exp/asr_one/valid.acc.ave_10best.pth", saved(weights_of(config)))
-        archive.writestr("exp/stats/train/feats_stats.npz", statistics())
-        archive.writestr("data/token_list/bpe.model", b"pieces")
-    return path
+from ...espnet_files import Evil, base_config, experiment, packed, saved, weights_of
 
 
 def test_folder_zip_and_unpacked_zip_give_the_same_model(tmp_path: Path) -> None:
@@ -229,17 +158,8 @@ def test_what_is_not_supported_is_refused_by_key_and_value(
     with pytest.raises(ConfigError) as caught:
         read_settings(config, "config.yaml")
     assert caught.value.key == key
-    assert repr(caught.value.value) in str(caught.value)
-
-
-class Evil:
-    """Unpickled, this would touch a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return (Path.touch, (self.marker,))
+    # A key that is absent has no value to name.
+    assert caught.value.value is None or repr(caught.value.value) in str(caught.value)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -311,12 +231,67 @@ def test_choice_among_several_weights(tmp_path: Path) -> None:
     content = saved(weights_of(config))
     others = {"valid.acc.ave_10best.pth": content, "3epoch.pth": b"", "checkpoint.pth": b""}
     folder = experiment(tmp_path / "e", config, **others)
-    assert read_espnet(folder).name == "e"
+    assert "valid.acc.ave.pth" in read_espnet(folder).files
     (folder / "valid.acc.ave.pth").unlink()
-    assert read_espnet(folder).name == "e"
+    assert "valid.acc.ave_10best.pth" in read_espnet(folder).files
     (folder / "valid.acc.ave_5best.pth").write_bytes(content)
-    with pytest.raises(KdpipeError, match="several weights"):
+    with pytest.raises(KdpipeError, match=r"several weights.*\. Give --weights"):
         read_espnet(folder)
+    chosen = read_espnet(folder, weights="valid.acc.ave_5best.pth")
+    assert "valid.acc.ave_5best.pth" in chosen.files
+    with pytest.raises(KdpipeError, match=r"has no best\.pth\. Choose from: 3epoch\.pth"):
+        read_espnet(folder, weights="best.pth")
+
+
+def test_choice_among_several_models(tmp_path: Path) -> None:
+    config = base_config()
+    for name in ("asr_one", "asr_two"):
+        experiment(tmp_path / "exp" / name, config)
+    with pytest.raises(KdpipeError, match=r"asr_one/config\.yaml.*Give --config"):
+        read_espnet(tmp_path)
+    chosen = read_espnet(tmp_path, config="exp/asr_two/config.yaml")
+    assert chosen.name == "asr_two"
+    assert "exp/asr_two/valid.acc.ave.pth" in chosen.files
+    (tmp_path / "exp" / "asr_one" / "config.yaml").unlink()
+    assert read_espnet(tmp_path).name == "asr_two"
+
+
+def test_a_packed_model_may_lie_in_a_folder_of_its_archive(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "asr.zip", base_config())
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "again" / "asr")
+    foreign = read_espnet(tmp_path / "again")
+    assert "asr/exp/asr_one/valid.acc.ave_10best.pth" in foreign.files
+
+
+def test_the_toolkits_version_is_known(tmp_path: Path) -> None:
+    folder = experiment(tmp_path / "e", base_config(version="202301"))
+    assert read_espnet(folder).version == "202301"
+    assert read_espnet(packed(tmp_path / "asr.zip", base_config())).version == "0.10.3"
+
+
+def test_names_that_point_outside_lead_nowhere(tmp_path: Path) -> None:
+    """Nothing is unpacked, and no path in an archive or config is followed upwards."""
+    secret = tmp_path / "secret.model"
+    secret.write_bytes(b"private")
+    inside = tmp_path / "a" / "b" / "c"
+    for given in ("../../secret.model", str(secret)):
+        config = base_config(token_type="bpe", bpemodel=given)
+        folder = experiment(inside / "exp", config)
+        with pytest.raises(ModelFormatError, match=r"has no .*secret\.model"):
+            read_espnet(folder)
+    meta = {
+        "files": {"asr_model_file": "../../valid.pth"},
+        "yaml_files": {"asr_train_config": "../../config.yaml"},
+    }
+    archive = packed(inside / "asr.zip", base_config(), meta)
+    with zipfile.ZipFile(archive, "a") as content:
+        content.writestr("../../escaped.model", b"x")
+    before = sorted(tmp_path.rglob("*"))
+    assert read_espnet(archive, "exp/asr_one/config.yaml").name == "asr_one"
+    (tmp_path / "a" / "config.yaml").write_text("token_list: []", encoding="utf-8")
+    (tmp_path / "a" / "config.yaml").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_model_config_errors_name_the_key(tmp_path: Path) -> None:

@@ -73,10 +73,10 @@ def read_espnet(path: Path, config: str | None = None, weights: str | None = Non
         name=_name(path, main.config),
         filterbank=settings.filterbank,
         assumed_features=settings.assumed_features,
-        cmvn=_cmvn(files, settings, state),
+        cmvn=_cmvn(files, main.config, settings, state),
         token_list=settings.token_list,
         token_type=settings.token_type,
-        bpe_model=_bpe_model(files, settings, digests),
+        bpe_model=_bpe_model(files, main.config, settings, digests),
         has_symbols=settings.has_symbols,
         version=settings.version or main.version,
         files=digests,
@@ -101,14 +101,14 @@ def _name(path: Path, config_name: str) -> str:
 
 
 def _cmvn(
-    files: PublishedFiles, settings: EspnetSettings, weights: Mapping[str, Tensor]
+    files: PublishedFiles, config: str, settings: EspnetSettings, weights: Mapping[str, Tensor]
 ) -> AnyCmvn:
     if settings.normalisation == "utterance":
         return UtteranceCmvn(settings.variances)
     bands = settings.model.feature_dim
     if settings.normalisation == "none":
         return Cmvn(torch.zeros(bands), torch.ones(bands))
-    mean, std = _statistics(files, settings, weights)
+    mean, std = _statistics(files, config, settings, weights)
     if mean.shape != (bands,) or std.shape != (bands,):
         problem = f"normalises {tuple(mean.shape)} values, not {bands} bands"
         raise ModelFormatError(files.root, problem, "Take the original files")
@@ -119,13 +119,13 @@ def _cmvn(
 
 
 def _statistics(
-    files: PublishedFiles, settings: EspnetSettings, weights: Mapping[str, Tensor]
+    files: PublishedFiles, config: str, settings: EspnetSettings, weights: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Global mean and deviation: saved with the weights, else in the statistics file."""
     if "normalize.mean" in weights and "normalize.std" in weights:
         return weights["normalize.mean"], weights["normalize.std"]
     given = settings.stats_file or "feats_stats.npz"
-    content = read_beside(files, given)
+    content = read_beside(files, given, config)
     arrays = parse_arrays(content, f"{files.root}/{given}", ["count", "sum", "sum_square"])
     count, total, squares = arrays
     mean = total / count
@@ -134,12 +134,12 @@ def _statistics(
 
 
 def _bpe_model(
-    files: PublishedFiles, settings: EspnetSettings, digests: dict[str, str]
+    files: PublishedFiles, config: str, settings: EspnetSettings, digests: dict[str, str]
 ) -> bytes | None:
     if settings.token_type != "bpe":
         return None
     given = settings.bpe_model or "bpe.model"
-    content = read_beside(files, given)
+    content = read_beside(files, given, config)
     digest = hashlib.sha256(content).hexdigest()
     if digest not in digests.values():
         digests[given] = digest

@@ -47,18 +47,19 @@ def choose_files(files: PublishedFiles, config: str | None, weights: str | None)
     return MainFiles(chosen, _best_weights(files, _folder(chosen)), _version(meta))
 
 
-def read_beside(files: PublishedFiles, given: str) -> bytes:
-    """The file that a config calls `given`, relative to the folder training ran in.
+def read_beside(files: PublishedFiles, given: str, config: str) -> bytes:
+    """The file that the config of that name calls `given`, from the folder training ran in.
 
-    That is inside a packed model, and two levels above an experiment folder. Only a relative
-    path inside it is followed. Raises `ModelFormatError` where it is in neither.
+    That is the root of a packed model, and two levels above an experiment folder. Only a
+    relative path inside it is followed. Raises `ModelFormatError` where it is in neither.
     """
-    name = files.locate(given)
+    folder = _folder(config)
+    name = files.locate(given, folder)
     if name is not None:
         return files.read(name)
     relative = PurePosixPath(given)
     inside = not relative.is_absolute() and ".." not in relative.parts
-    beside = files.root.resolve().parent.parent / relative
+    beside = (files.root.resolve() / folder).parent.parent / relative
     if inside and files.root.is_dir() and beside.is_file():
         return beside.read_bytes()
     problem = f"has no {given}"

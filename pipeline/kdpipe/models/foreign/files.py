@@ -36,17 +36,21 @@ class PublishedFiles:
     names: tuple[str, ...]
     read: Callable[[str], bytes]
 
-    def locate(self, given: str) -> str | None:
-        """The name of a file that a config calls `given`, from wherever it was trained.
+    def locate(self, given: str, folder: str = "") -> str | None:
+        """The name of a file that a config in `folder` calls `given`, from wherever it was trained.
 
-        The same path if it is there, else the only file whose path ends so, else the only one
-        of that name.
+        The same path if it is there, else the only one that is a tail of it or has it as its own
+        tail, else the file of that name beside the config, else the only one of that name.
         """
-        if given in self.names:
-            return given
-        ending = [name for name in self.names if name.endswith(f"/{given}")]
-        same = ending or [name for name in self.names if _base(name) == _base(given)]
-        return same[0] if len(same) == 1 else None
+        beside = f"{folder}/{_base(given)}" if folder else _base(given)
+        same = [name for name in self.names if _base(name) == _base(given)]
+        tails = [
+            n for n in same if n.endswith(f"/{given}") or ("/" in n and given.endswith(f"/{n}"))
+        ]
+        for candidates in ([given], tails, [beside], same):
+            if len(candidates) == 1 and candidates[0] in self.names:
+                return candidates[0]
+        return None
 
 
 def _base(name: str) -> str:
