@@ -9,11 +9,17 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from kdpipe_docs.formulas import formulas_to_mathml
-from kdpipe_docs.site import INCLUDED, generated_pages, site_links
+from kdpipe_docs.site import INCLUDED, complete_nav, generated_pages, site_links
 
-__all__ = ["on_files", "on_page_content", "on_page_markdown"]
+__all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Give every page of docs/ a place in the navigation."""
+    config.nav = complete_nav(config.nav or [], Path(config.docs_dir))
+    return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

@@ -6,12 +6,20 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from kdpipe_docs.api import api_page, losses_page
 from kdpipe_docs.cli import cli_page
 from kdpipe_docs.config import config_page
 
-__all__ = ["INCLUDED", "code_names", "generated_pages", "link_targets", "site_links"]
+__all__ = [
+    "INCLUDED",
+    "code_names",
+    "complete_nav",
+    "generated_pages",
+    "link_targets",
+    "site_links",
+]
 
 INCLUDED = {
     "README.md": "index.md",
@@ -55,6 +63,32 @@ def site_links(markdown: str, source: str, place: str) -> str:
         return posixpath.relpath(uri, posixpath.dirname(place) or ".") + hash_mark + anchor
 
     return _outside_fences(markdown, lambda line: LINK.sub(move, line))
+
+
+def complete_nav(nav: list[Any], docs: Path) -> list[Any]:
+    """Add the pages that `nav` does not name to the section that has others of their folder."""
+    named = set(_leaves(nav))
+    extended = []
+    for entry in nav:
+        section = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        if isinstance(section, list):
+            folders = {posixpath.dirname(page) for page in _leaves(section)}
+            found = [f"{folder}/{file.name}" for folder in sorted(folders)
+                     for file in sorted((docs / folder).glob("*.md"))]  # fmt: skip
+            title = next(iter(entry))
+            extended.append({title: [*section, *(page for page in found if page not in named)]})
+        else:
+            extended.append(entry)
+    return extended
+
+
+def _leaves(nav: Any) -> Iterator[str]:
+    """The pages that a part of the nav names."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from _leaves(entry)
 
 
 def link_targets(markdown: str) -> list[str]:

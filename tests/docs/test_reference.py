@@ -18,7 +18,7 @@ from kdpipe_docs.blocks import read_blocks
 from kdpipe_docs.cli import cli_page, commands
 from kdpipe_docs.config import config_page, recipe_keys
 from kdpipe_docs.formulas import formulas_to_mathml
-from kdpipe_docs.site import code_names, generated_pages, link_targets, site_links
+from kdpipe_docs.site import code_names, complete_nav, generated_pages, link_targets, site_links
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -119,6 +119,17 @@ def test_links_follow_a_page_to_the_site() -> None:
     moved = site_links(text, "README.md", "index.md")
     assert moved == "[f](reference/store-format.md#table) [s](store.md)\n```\n[x](docs/y.md)\n```"
     assert site_links("[r](../README.md)", "docs/store.md", "store.md") == "[r](index.md)"
+
+
+def test_new_pages_find_their_place(tmp_path: Path) -> None:
+    for page in ("how-to/a.md", "how-to/b.md", "results/c.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).touch()
+    nav = ["index.md", {"How to": [{"First": "how-to/b.md"}]}, {"Results": ["results/c.md"]}]
+    assert complete_nav(nav, tmp_path) == [
+        "index.md", {"How to": [{"First": "how-to/b.md"}, "how-to/a.md"]},
+        {"Results": ["results/c.md"]},
+    ]  # fmt: skip
 
 
 def test_formulas_become_mathml() -> None:
