@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, ForwardRef, get_args
 
@@ -190,7 +191,9 @@ def _fence(name: str, items: list[str], arrow: str = "") -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{inspect.getdoc(value) or ''}\n"
+    """A docstring as Markdown: the errors of a `Raises:` section become a list."""
+    text = (inspect.getdoc(value) or "").replace("Raises:\n", "Raises:\n\n")
+    return re.sub(r"^    (\w+Error): ", r"- `\1`: ", text, flags=re.MULTILINE) + "\n"
 
 
 def _first_line(value: Any) -> str:
