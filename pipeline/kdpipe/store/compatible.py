@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from kdpipe.errors import MismatchError
-from kdpipe.store.reader import TeacherStore
 from kdpipe.store.schema import StoreHeader
 
-__all__ = ["check_compatible", "check_frames"]
+__all__ = ["check_compatible"]
 
 REMEDY = "Dump the teacher again on this data, or train on the data the store was made from"
 
@@ -31,16 +30,3 @@ def check_compatible(
     for what, (ours, theirs) in pairs.items():
         if ours is not None and ours != theirs:
             raise MismatchError(what, ours, theirs, REMEDY)
-
-
-def check_frames(store: TeacherStore, frames: dict[str, int]) -> None:
-    """Raise `MismatchError` unless the store holds every utterance with as many encoder frames."""
-    ids = list(frames)
-    missing = store.missing(ids)
-    if missing:
-        what = f"the set of utterances ({', '.join(missing[:3])} and others are not in the store)"
-        raise MismatchError(what, len(ids), len(ids) - len(missing), REMEDY)
-    for utterance, (stored, _) in zip(ids, store.lengths(ids).tolist(), strict=True):
-        if stored != frames[utterance]:
-            what = f"the number of encoder frames of {utterance}"
-            raise MismatchError(what, frames[utterance], stored, REMEDY)
