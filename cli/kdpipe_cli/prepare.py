@@ -92,7 +92,7 @@ class SpeedFactors(click.ParamType[tuple[float, ...]]):
     "--like",
     type=PATH,
     metavar="DATA|MODEL",
-    help="Take tokenizer and CMVN from prepared data or a model, instead of making them.",
+    help="Take tokenizer, kind of features and CMVN from prepared data or a model.",
 )
 @option(
     "--max-rejected",
