@@ -145,10 +145,12 @@ def _show(out: Path, as_json: bool) -> None:
 
     settings = PreparedData.open(out).settings
     tokenizer = settings["tokenizer"]
-    lines = [f"{'split':<16}{'utterances':>12}{'hours':>10}{'rejected':>10}"]
+    lines = [f"{'split':<16}{'utterances':>12}{'hours':>10}{'no text':>10}{'rejected':>10}"]
     for name, split in settings["splits"].items():
         rejected = sum(split["rejected"].values())
-        hours = split["seconds"] / 3600
-        lines.append(f"{name:<16}{split['utterances']:>12,}{hours:>10.2f}{rejected:>10,}")
+        hours, silent = split["seconds"] / 3600, split.get("unlabelled", 0)
+        lines.append(
+            f"{name:<16}{split['utterances']:>12,}{hours:>10.2f}{silent:>10,}{rejected:>10,}"
+        )
     lines.append(f"tokenizer: {tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
     answer(settings, "\n".join(lines), as_json)

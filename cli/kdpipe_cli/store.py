@@ -305,13 +305,15 @@ def _recomputed(
     utterances: int,
     frame_kl: float,
     token_kl: float,
+    nbest_distance: float,
     best_agrees: float,
     worst: str,
     threshold: float,
     agrees: bool,
 ) -> str:
-    verdict = "agrees" if agrees else f"DIFFERS by more than {threshold:g} nats"
+    verdict = "agrees" if agrees else f"DIFFERS by more than {threshold:g}"
     return (
         f"teacher on {utterances} utterances {verdict}: frame KL {frame_kl:.5f},"
-        f" token KL {token_kl:.5f}, same 1-best {100 * best_agrees:.1f}%, worst {worst}"
+        f" token KL {token_kl:.5f}, n-best distance {nbest_distance:.5f},"
+        f" same 1-best {100 * best_agrees:.1f}%, worst {worst}"
     )

@@ -17,7 +17,7 @@ from kdpipe_cli.options import (
     search_options,
     split_option,
 )
-from kdpipe_cli.output import answer
+from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
 
@@ -51,6 +51,18 @@ __all__ = ["command"]
     type=click.IntRange(100),
     default=16_000,
     help="Feature frames the teacher sees at once.",
+)
+@option(
+    "--text-case",
+    type=click.Choice(["auto", "keep", "upper", "lower"]),
+    default="auto",
+    help="Case of a Hugging Face teacher's text; auto: that of the data's tokenizer.",
+)
+@option(
+    "--punctuation",
+    type=click.Choice(["strip", "keep"]),
+    default="strip",
+    help="Of a Hugging Face teacher's text; strip: take out what the tokenizer cannot write.",
 )
 @click.option(
     "--shard",
@@ -90,7 +102,7 @@ def command(
     torch.manual_seed(seed)
     chosen = DumpSettings(**settings)
     complete = teacher_dump(
-        data, split, teacher, out, chosen, Shard(*part), device, licence=licence
+        data, split, teacher, out, chosen, Shard(*part), device, licence=licence, tell=say
     )
     state = "complete" if complete else "this shard is done; others are still to come"
     content = store_info(out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kdpipe_cli.options import common_options, training_options
+from kdpipe_cli.output import say
 
 __all__ = ["command"]
 
@@ -35,7 +36,8 @@ def command(
 ) -> None:
     """Train the Mask-CTC student, with a teacher's cached targets or without.
 
-    The same command again resumes after the last finished epoch.
+    Utterances without text learn the store's pseudo-labels (recipe key
+    distillation.min_confidence). The same command again resumes after the last finished epoch.
 
     \b
     Example:
@@ -47,5 +49,5 @@ def command(
 
     chosen = chosen_recipe(recipe, overrides)
     events = tensorboard_folder(tensorboard, out)
-    trained = train_student(data, chosen, out, targets, seed, device, allow_partial, events)
+    trained = train_student(data, chosen, out, targets, seed, device, allow_partial, events, say)
     show_model(out, trained, as_json)

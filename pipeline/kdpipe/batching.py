@@ -4,17 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdpipe.features.cmvn import AnyCmvn
-from kdpipe.features.prepared import PreparedSplit
+from kdpipe.features.prepared import PreparedUtterance
 
-__all__ = ["Batch", "batch_loader", "collate", "length_buckets", "pad_tokens", "sorted_batches"]
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "batch_loader",
+    "collate",
+    "length_buckets",
+    "pad_tokens",
+    "sorted_batches",
+]
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Utterances by position: a prepared split, or a choice from one with other labels."""
+
+    @property
+    def frame_counts(self) -> NDArray[np.int64]:
+        """(N,) feature frames of every utterance."""
+
+    @property
+    def feature_dim(self) -> int:
+        """F, values a frame."""
+
+    def utterance(self, index: int) -> PreparedUtterance:
+        """One utterance with its tokens."""
+
+    def features(self, index: int) -> NDArray[np.float16]:
+        """(T, F) features of one utterance, CMVN not applied."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +139,9 @@ def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B L"], 
     return padded, lengths
 
 
-def collate(split: PreparedSplit, cmvn: AnyCmvn, indices: Sequence[int]) -> Batch:
+def collate(split: BatchSource, cmvn: AnyCmvn, indices: Sequence[int]) -> Batch:
     """Read utterances of `split` into one batch, CMVN applied."""
-    utterances = [split.utterances[i] for i in indices]
+    utterances = [split.utterance(i) for i in indices]
     lengths = torch.tensor([u.num_frames for u in utterances], dtype=torch.int64)
     features = np.zeros((len(indices), int(lengths.max()), split.feature_dim), dtype=np.float32)
     for row, index, utterance in zip(features, indices, utterances, strict=True):
@@ -132,9 +161,7 @@ def collate(split: PreparedSplit, cmvn: AnyCmvn, indices: Sequence[int]) -> Batc
 class _BatchDataset(Dataset[Batch]):
     """One item is one whole batch: workers then ship one tensor, not many small ones."""
 
-    def __init__(
-        self, split: PreparedSplit, cmvn: AnyCmvn, batches: Sequence[Sequence[int]]
-    ) -> None:
+    def __init__(self, split: BatchSource, cmvn: AnyCmvn, batches: Sequence[Sequence[int]]) -> None:
         self.split = split
         self.cmvn = cmvn
         self.batches = batches
@@ -147,7 +174,7 @@ class _BatchDataset(Dataset[Batch]):
 
 
 def batch_loader(
-    split: PreparedSplit,
+    split: BatchSource,
     cmvn: AnyCmvn,
     batches: Sequence[Sequence[int]],
     workers: int = 0,

@@ -122,6 +122,11 @@ def read_card(path: Path) -> ModelCard:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelFormatError(file, f"not TOML ({error})", "Restore the file") from error
+    if "kind" in table:
+        raise ModelFormatError(
+            file, f"a teacher of kind {table['kind']}, which gives text alone",
+            "Give it to teacher-dump, and train a student on the store",
+        )  # fmt: skip
     version = table.get("format_version", 0)
     if version != FORMAT_VERSION:
         raise ModelFormatError(

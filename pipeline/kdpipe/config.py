@@ -148,6 +148,9 @@ class DistillationSection:
     )
     sequence: bool = setting(True, "false: no sequence-level term in any stage (+L_F-KD row)")
     nbest: int = setting(10, "hypotheses of the store used by Eq. 8", low=1, high=1000)
+    min_confidence: float = setting(
+        0.0, "pseudo-labels below exp(joint score / (tokens + 1)) are left out", low=0.0, high=1.0
+    )
 
 
 PAPER_STAGES = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kdpipe.batching import BatchSource
 from kdpipe.checkpoint import Lineage, ModelCard, save_model
 from kdpipe.config import ModelSection, Recipe, SpecAugmentSection, TrainingSection, to_table
 from kdpipe.features.filterbank import FEATURE_DIM
@@ -89,8 +90,12 @@ def train_and_save(
     seed: int,
     lineage: tuple[Lineage, ...] = (),
     tensorboard: Path | None = None,
+    train: BatchSource | None = None,
 ) -> None:
-    """Train on the train split, watch the dev split, write the model directory."""
+    """Train on the train split, watch the dev split, write the model directory.
+
+    `train` takes the train split's place where not all of it, or with other labels, is learned.
+    """
     keep_freed_memory()
     tokenizer = Tokenizer.load(prepared.tokenizer)
     device = next(model.parameters()).device
@@ -101,7 +106,7 @@ def train_and_save(
         out=out,
         model=model,
         losses=losses,
-        split=prepared.split("train"),
+        split=train or prepared.split("train"),
         cmvn=prepared.cmvn,
         settings=settings,
         seed=seed,

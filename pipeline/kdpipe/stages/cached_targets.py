@@ -19,7 +19,7 @@ from kdpipe.store import RaggedNbest, RaggedRows, TeacherStore, open_store
 from kdpipe.store.compatible import check_compatible
 from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["cached_targets", "check_store", "open_targets"]
+__all__ = ["cached_targets", "check_store", "open_targets", "store_lineage"]
 
 JOINT = 2
 """Column of the joint score in a store's scores: attention, ctc, joint, posterior."""
@@ -27,35 +27,39 @@ REDUMP = "Run teacher-dump again on this data, or train on the data the store wa
 
 
 def open_targets(
-    store: str | None,
-    prepared: PreparedData,
-    tokenizer: Tokenizer,
-    nbest: int,
-    device: torch.device,
-    allow_partial: bool,
-) -> tuple[TargetSource | None, tuple[Lineage, ...]]:
-    """The target source of `store` for the train split, and whom it comes from.
+    store: str, prepared: PreparedData, tokenizer: Tokenizer, allow_partial: bool
+) -> TeacherStore:
+    """The store at `store`, checked against the train split.
 
     Raises `MismatchError` naming both sides when the store was made with another tokenizer,
     subsampling or features, lacks utterances, or has other frame or token counts.
     """
-    if store is None:
-        return None, ()
     opened = open_store(store, allow_partial)
     check_store(opened, prepared, prepared.split("train"), tokenizer)
-    header = opened.header
-    lineage = Lineage(opened.digest or "partial", header.teacher.name, header.teacher.sha256)
-    return cached_targets(opened, nbest, device), (lineage,)
+    return opened
+
+
+def store_lineage(store: TeacherStore) -> Lineage:
+    """What a student says of the store it learned from."""
+    teacher = store.header.teacher
+    return Lineage(store.digest or "partial", teacher.name, teacher.sha256)
 
 
 def check_store(
     store: TeacherStore, prepared: PreparedData, split: PreparedSplit, tokenizer: Tokenizer
 ) -> None:
-    """Refuse a store whose targets would not fit the student's frames and tokens."""
+    """Refuse a store whose targets would not fit the student's frames and tokens.
+
+    A store of n-best lists alone fits any features: only the tokens must be the same.
+    """
+    posteriors = {"frames", "tokens"} & set(store.header.streams)
     check_compatible(
-        store.header, tokenizer.fingerprint, tokenizer.vocab_size, SUBSAMPLING,
-        prepared.feature_digest,
-    )  # fmt: skip
+        store.header,
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        SUBSAMPLING if posteriors else None,
+        prepared.feature_digest if posteriors else None,
+    )
     ids = list(split.ids)
     missing = store.missing(ids)
     if missing:
@@ -68,11 +72,16 @@ def check_store(
 
 
 def _check_lengths(store: TeacherStore, ids: list[str], split: PreparedSplit) -> None:
-    """Frames and token rows of every utterance, without reading a single target."""
+    """Frames and token rows of every utterance, without reading a single target.
+
+    The teacher may have given an unlabelled utterance any number of token rows.
+    """
     frames = subsampled_lengths(torch.from_numpy(np.array(split.frame_counts))).numpy()
     tokens = np.array(split.token_counts)
-    expected = np.stack([frames, np.where(tokens > 0, tokens + 1, 0)], axis=1)
     found = store.lengths(ids)
+    rows = np.where(tokens > 0, tokens + 1, found[:, 1])
+    held = [name in store.header.streams for name in ("frames", "tokens")]
+    expected = np.stack([frames, rows], axis=1) * np.array(held)
     wrong = np.flatnonzero((expected != found).any(axis=1))
     if len(wrong):
         first = int(wrong[0])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from kdpipe.batching import batch_loader, sorted_batches
+from kdpipe.errors import DataError
 from kdpipe.features.cmvn import AnyCmvn
 from kdpipe.features.prepared import PreparedSplit
 from kdpipe.models import RecognitionModel
@@ -29,6 +30,8 @@ def dev_scorer(
     """A function that decodes `split` greedily; gives the `cer` and `wer` fractions."""
     batches = sorted_batches(split.frame_counts.tolist(), batch_frames, 512)
     references = {u.id: u.text for u in split.utterances if u.text}
+    if not references:
+        raise DataError(split.folder.name, "no utterance has a text", "Label some of it")
 
     spaces = uses_spaces(references.values())
 

@@ -222,6 +222,7 @@ def _finish(folder: Path, done: _Progress, reasons: Mapping[str, int], dim: int)
         "frames": done.frames,
         "seconds": round(sum(record["duration"] for record in done.accepted), 3),
         "tokens": sum(len(record["tokens"]) for record in done.accepted),
+        "unlabelled": sum(record["text"] is None for record in done.accepted),
         "rejected": dict(sorted(reasons.items())),
         "manifest_digest": _manifest_digest(done.accepted),
     }

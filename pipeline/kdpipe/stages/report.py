@@ -27,6 +27,7 @@ from kdpipe.scoring.page import (
     page_sections,
     render_page,
 )
+from kdpipe.stages.hf_card import is_hf_teacher
 from kdpipe.stages.report_posteriors import PosteriorSettings, posterior_material
 from kdpipe.stages.report_runs import FoundRun, find_runs
 from kdpipe.store import open_store, store_info
@@ -111,9 +112,11 @@ def _title(runs: Sequence[Path]) -> str:
 
 
 def _models(runs: Sequence[FoundRun]) -> tuple[list[ModelRun], dict[str, str]]:
-    """Models, and the name of each by the digest of its weights."""
+    """Models trained here, and the name of each by the digest of its weights."""
     models, digests = [], {}
     for run in runs:
+        if is_hf_teacher(run.path):
+            continue
         card = read_card(run.path) if (run.path / "model.toml").is_file() else None
         models.append(_model(run, card))
         if (run.path / WEIGHTS).is_file():

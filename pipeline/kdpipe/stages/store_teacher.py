@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from kdpipe.batching import collate
-from kdpipe.checkpoint import ModelBundle, load_model, weights_digest
+from kdpipe.batching import Batch, collate, pad_tokens
+from kdpipe.checkpoint import load_model
 from kdpipe.errors import MismatchError
-from kdpipe.features.prepared import PreparedData, PreparedSplit
+from kdpipe.features.prepared import PreparedData
 from kdpipe.progress import progress
 from kdpipe.stages.device import pick_device
-from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump, teacher_targets
-from kdpipe.store import StoreHeader, TeacherStore, kl_to_stored, open_store
+from kdpipe.stages.own_teacher import teacher_targets
+from kdpipe.stages.speaker import DumpSettings, Speaker
+from kdpipe.stages.teacher_dump import Shard, open_speaker, teacher_dump
+from kdpipe.store import StoreHeader, UtteranceTargets, kl_to_stored, open_store
 from kdpipe.store.repair import drop_utterances
 
 __all__ = ["Recomputed", "dump_settings", "recompute_sample", "repair_store"]
@@ -27,22 +29,37 @@ class Recomputed:
 
     `frame_kl` and `token_kl` are mean KL(teacher || store) in nats a row, `best_agrees` the
     fraction of utterances whose first hypothesis is the same, `worst` the utterance with the
-    largest KL.
+    largest KL. `nbest_distance` is for stores of n-best lists alone (else 0): the mean total
+    variation, half the sum of |P' now - P' stored| over the hypotheses of either.
     """
 
     utterances: int
     frame_kl: float
     token_kl: float
+    nbest_distance: float
     best_agrees: float
     worst: str
 
     def within(self, threshold: float) -> bool:
-        """Whether both mean divergences are at most `threshold` nats."""
-        return max(self.frame_kl, self.token_kl) <= threshold
+        """Whether all mean divergences are at most `threshold`."""
+        return max(self.frame_kl, self.token_kl, self.nbest_distance) <= threshold
 
     def to_json(self) -> Mapping[str, object]:
         """The fields as plain JSON types."""
         return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One utterance: KL sums and rows of frames and tokens, distance, the largest of the means."""
+
+    frame_kl: float = 0.0
+    frames: int = 0
+    token_kl: float = 0.0
+    tokens: int = 0
+    nbest_distance: float = 0.0
+    worst: float = 0.0
+    best_agrees: bool = True
 
 
 def recompute_sample(
@@ -50,27 +67,23 @@ def recompute_sample(
 ) -> Recomputed:
     """Run the teacher again on `size` random utterances of a store and compare.
 
-    Raises `MismatchError` where the teacher is not the store's, or the data is not what the
-    store was made from.
+    A pseudo-labelled utterance is compared on the label in the store. Raises `MismatchError`
+    where the teacher is not the store's, or the data is not what the store was made from.
     """
     opened = open_store(store, allow_partial=True)
-    bundle = load_model(teacher, pick_device(device))
-    split = _split_of(opened.header, PreparedData.open(data), bundle)
+    prepared = PreparedData.open(data)
+    compare = _comparer(opened.header, teacher, prepared, device)
     ids = list(opened)
-    chosen = np.random.default_rng(seed).permutation(len(ids))[:size]
-    rows = [
-        _compare(opened, bundle, split, ids[i])
-        for i in progress(chosen.tolist(), len(chosen), "recompute")
-    ]
-    table = np.array([row[:5] for row in rows], dtype=np.float64).reshape(-1, 5)
-    sums = table.sum(axis=0)
-    worst = int(table[:, 4].argmax()) if len(rows) else -1
+    chosen = np.random.default_rng(seed).permutation(len(ids))[:size].tolist()
+    rows = [compare(opened[ids[i]]) for i in progress(chosen, len(chosen), "recompute")]
+    worst = int(np.argmax([row.worst for row in rows])) if rows else -1
     return Recomputed(
         utterances=len(rows),
-        frame_kl=float(sums[0] / max(1.0, sums[1])),
-        token_kl=float(sums[2] / max(1.0, sums[3])),
-        best_agrees=float(np.mean([row[5] for row in rows])) if rows else 1.0,
-        worst=ids[int(chosen[worst])] if rows else "",
+        frame_kl=sum(row.frame_kl for row in rows) / max(1, sum(row.frames for row in rows)),
+        token_kl=sum(row.token_kl for row in rows) / max(1, sum(row.tokens for row in rows)),
+        nbest_distance=sum(row.nbest_distance for row in rows) / max(1, len(rows)),
+        best_agrees=float(np.mean([row.best_agrees for row in rows])) if rows else 1.0,
+        worst=ids[chosen[worst]] if rows else "",
     )
 
 
@@ -81,8 +94,7 @@ def repair_store(store: Path, data: Path, teacher: Path, device: str) -> list[st
     index are beyond use.
     """
     header = open_store(store, allow_partial=True).header
-    bundle = load_model(teacher, pick_device(device))
-    _split_of(header, PreparedData.open(data), bundle)
+    _same_speaker(header, teacher, PreparedData.open(data), device)
     dropped = drop_utterances(store)
     teacher_dump(
         data, header.split, teacher, store, dump_settings(header), Shard(), device,
@@ -93,46 +105,89 @@ def repair_store(store: Path, data: Path, teacher: Path, device: str) -> list[st
 
 def dump_settings(header: StoreHeader) -> DumpSettings:
     """The settings that a store was dumped with."""
+    plain, decode = DumpSettings(), header.decode
     return DumpSettings(
         top_k=header.top_k,
         min_prob=header.min_prob,
         codec=header.codec,
         nbest=header.nbest,
-        beam=int(header.decode["beam"]),
-        ctc_weight=float(header.decode["ctc_weight"]),
-        batch_frames=int(header.decode["batch_frames"]),
+        beam=int(decode["beam"]),
+        ctc_weight=float(decode.get("ctc_weight", plain.ctc_weight)),
+        batch_frames=int(decode["batch_frames"]),
+        text_case=decode.get("text_case", plain.text_case),
+        punctuation=decode.get("punctuation", plain.punctuation),
     )
 
 
-def _split_of(header: StoreHeader, prepared: PreparedData, bundle: ModelBundle) -> PreparedSplit:
-    """The split a store was made from, if teacher and data are the store's."""
-    split = prepared.split(header.split)
+def _same_speaker(
+    header: StoreHeader, teacher: Path, prepared: PreparedData, device: str
+) -> Speaker:
+    """The store's teacher in front of its split, if teacher and data are the store's."""
+    speaker = open_speaker(teacher, prepared, header.split, dump_settings(header), device)
+    ours = speaker.header
     pairs = {
-        "the teacher's weights": (weights_digest(bundle.path), header.teacher.sha256),
-        "the features": (prepared.feature_digest, header.feature_digest),
-        "the manifest": (split.manifest_digest, header.manifest_digest),
+        "the teacher's weights": (ours.teacher.sha256, header.teacher.sha256),
+        "the features": (ours.feature_digest, header.feature_digest),
+        "the manifest": (ours.manifest_digest, header.manifest_digest),
     }
-    for what, (ours, theirs) in pairs.items():
-        if ours != theirs:
+    for what, (here, there) in pairs.items():
+        if here != there:
             raise MismatchError(
-                what, ours[:16], theirs[:16], "Give the teacher and data the store was made from"
+                what, here[:16], there[:16], "Give the teacher and data the store was made from"
             )
-    return split
+    return speaker
 
 
-def _compare(
-    store: TeacherStore, bundle: ModelBundle, split: PreparedSplit, identifier: str
-) -> tuple[float, int, float, int, float, bool]:
-    """KL sums and rows of frames and tokens, the larger mean, and whether the 1-best agrees."""
-    batch = collate(split, bundle.cmvn, [split.index(identifier)])
-    batch = batch.to(next(bundle.model.parameters()).device)
-    ((fresh, dense),) = teacher_targets(bundle, batch, dump_settings(store.header))
-    stored = store[identifier]
-    frames = kl_to_stored(dense[0], stored.frames)
-    tokens = kl_to_stored(dense[1], stored.tokens)
-    means = [float(kl.mean()) for kl in (frames, tokens) if len(kl)]
-    best = [tuple(t.nbest[0].tokens) if t.nbest else () for t in (fresh, stored)]
-    return (
-        float(frames.sum()), len(frames), float(tokens.sum()), len(tokens),
-        max(means, default=0.0), best[0] == best[1],
-    )  # fmt: skip
+def _comparer(
+    header: StoreHeader, teacher: Path, prepared: PreparedData, device: str
+) -> Callable[[UtteranceTargets], _Comparison]:
+    """How one utterance's stored targets are compared with the teacher's."""
+    speaker = _same_speaker(header, teacher, prepared, device)
+    split = prepared.split(header.split)
+    if "frames" not in header.streams:
+
+        def compare_nbest(stored: UtteranceTargets) -> _Comparison:
+            ((spoken,),) = (list(batch) for batch in speaker.speak([[split.index(stored.id)]]))
+            return _compare_nbest(spoken[0], stored)
+
+        return compare_nbest
+    bundle = load_model(teacher, pick_device(device))
+    where = next(bundle.model.parameters()).device
+
+    def compare(stored: UtteranceTargets) -> _Comparison:
+        batch = collate(split, bundle.cmvn, [split.index(stored.id)])
+        if stored.status == "pseudo":
+            batch = _labelled(batch, stored.reference)
+        ((fresh, dense),) = teacher_targets(bundle, batch.to(where), dump_settings(header))
+        frames = kl_to_stored(dense[0], stored.frames)
+        tokens = kl_to_stored(dense[1], stored.tokens)
+        means = [float(kl.mean()) for kl in (frames, tokens) if len(kl)]
+        return _Comparison(
+            frame_kl=float(frames.sum()),
+            frames=len(frames),
+            token_kl=float(tokens.sum()),
+            tokens=len(tokens),
+            worst=max(means, default=0.0),
+            best_agrees=_best(fresh) == _best(stored),
+        )
+
+    return compare
+
+
+def _labelled(batch: Batch, reference: tuple[int, ...]) -> Batch:
+    """A batch of one with `reference` as its tokens."""
+    tokens, lengths = pad_tokens([reference])
+    return replace(batch, tokens=tokens, token_lengths=lengths)
+
+
+def _compare_nbest(fresh: UtteranceTargets, stored: UtteranceTargets) -> _Comparison:
+    now, then = ({h.tokens: h.posterior for h in t.nbest} for t in (fresh, stored))
+    gaps = [abs(now.get(tokens, 0.0) - then.get(tokens, 0.0)) for tokens in {*now, *then}]
+    distance = sum(gaps) / 2 if now and then else float(bool(now) != bool(then))
+    return _Comparison(
+        nbest_distance=distance, worst=distance, best_agrees=_best(fresh) == _best(stored)
+    )
+
+
+def _best(targets: UtteranceTargets) -> tuple[int, ...]:
+    return tuple(targets.nbest[0].tokens) if targets.nbest else ()

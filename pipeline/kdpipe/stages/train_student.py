@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdpipe.batching import Batch
+from kdpipe.checkpoint import Lineage
 from kdpipe.config import DistillationSection, Recipe, StageSection, to_table
 from kdpipe.errors import ConfigError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.features.specaugment import spec_augment
+from kdpipe.files import write_jsonl
 from kdpipe.losses import (
     DistillationWeights,
+    FlatHypotheses,
     UtteranceLoss,
     apply_masks,
     class_log_probs,
@@ -36,15 +39,24 @@ from kdpipe.losses import (
 from kdpipe.models import Encoded, RecognitionModel
 from kdpipe.models.memory import Memory
 from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_save
-from kdpipe.stages.cached_targets import open_targets
+from kdpipe.stages.cached_targets import cached_targets, open_targets, store_lineage
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
+from kdpipe.stages.pseudo_labels import Labels, learned_source, require_texts, take_labels
 from kdpipe.stages.targets import NbestBatch, Targets, TargetSource
 from kdpipe.stages.tensorboard import require_tensorboard
 from kdpipe.stages.training import StepLosses
+from kdpipe.store import StoreHeader
 from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["stage_weights", "student_losses", "train_student"]
+__all__ = ["require_streams", "stage_weights", "student_losses", "train_student"]
+
+NEEDED_STREAM = {
+    "encoder_frame": "frames",
+    "decoder_frame": "tokens",
+    "encoder_sequence": "nbest",
+    "decoder_sequence": "nbest",
+}
 
 
 def train_student(
@@ -56,11 +68,14 @@ def train_student(
     device: str,
     allow_partial: bool = False,
     tensorboard: Path | None = None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> bool:
     """Train a student into `out`, with the targets of `store` or, without one, plainly.
 
     Returns False where `out` was already complete. The store is checked against the data
-    before training starts: a mismatch raises `MismatchError` naming both sides. The scalars of
+    before training starts: a mismatch raises `MismatchError` naming both sides, and `ConfigError`
+    a loss that the store has no targets for. Unlabelled utterances learn the store's pseudo-labels;
+    those left out are listed in `left_out.jsonl`, and `tell` gets the counts. The scalars of
     train.jsonl go to the folder `tensorboard` too, where one is given.
     """
     if tensorboard is not None:
@@ -74,16 +89,15 @@ def train_student(
             "Set it to 0, or train without --targets",
         )  # fmt: skip
     where = pick_device(device)
-    source, lineage = open_targets(
-        store, prepared, tokenizer, recipe.distillation.nbest, where, allow_partial
-    )
+    split = prepared.split("train")
+    source, lineage, labels = _open(store, prepared, tokenizer, recipe, where, allow_partial)
     settings = {
         "command": "train-student",
         "student": to_table(recipe.student),
         "specaugment": to_table(recipe.specaugment),
         "distillation": to_table(recipe.distillation),
         "targets": [entry.store_digest for entry in lineage],
-        "train_digest": prepared.split("train").manifest_digest,
+        "train_digest": split.manifest_digest,
         "feature_digest": prepared.feature_digest,
         "seed": seed,
     }
@@ -95,9 +109,60 @@ def train_student(
         epochs = sum(stage.epochs for stage in recipe.student.stages)
         training = replace(recipe.student.training, epochs=epochs)
         losses = student_losses(model, recipe, source)
-        train_and_save(out, model, losses, prepared, training, recipe, seed, lineage, tensorboard)
+        _report_labels(out, labels, tell)
+        train_and_save(
+            out, model, losses, prepared, training, recipe, seed, lineage, tensorboard,
+            learned_source(split, labels),
+        )  # fmt: skip
         mark_complete(out, settings)
     return True
+
+
+def _open(
+    store: str | None,
+    prepared: PreparedData,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    device: torch.device,
+    allow_partial: bool,
+) -> tuple[TargetSource | None, tuple[Lineage, ...], Labels]:
+    """The targets of a store, whom they come from, and its pseudo-labels; without one, none."""
+    split, settings = prepared.split("train"), recipe.distillation
+    if store is None:
+        require_texts(split, "Dump a teacher over them and give its store with --targets")
+        return None, (), Labels({}, ())
+    opened = open_targets(store, prepared, tokenizer, allow_partial)
+    require_streams(opened.header, recipe)
+    labels = take_labels(split, opened, settings.min_confidence)
+    return cached_targets(opened, settings.nbest, device), (store_lineage(opened),), labels
+
+
+def _report_labels(out: Path, labels: Labels, tell: Callable[[str], object]) -> None:
+    if not (labels.tokens or labels.left_out):
+        return
+    tell(labels.summary())
+    write_jsonl(out / "left_out.jsonl", map(asdict, labels.left_out))
+
+
+def require_streams(header: StoreHeader, recipe: Recipe) -> None:
+    """Raise `ConfigError` where a stage has a weight for posteriors that the store does not hold.
+
+    The frame-level losses need the streams `frames` (after the encoder) and `tokens` (after the
+    decoder); the sequence-level ones and pseudo-labels need `nbest`.
+    """
+    stages, sequence = recipe.student.stages, recipe.distillation.sequence
+    for number, stage in enumerate(stages):
+        weights = stage_weights([stage], 0, 0.0, sequence)
+        lacking = {NEEDED_STREAM[term] for term in weights.needed} - set(header.streams)
+        if not lacking:
+            continue
+        key = "beta_sequence" if lacking == {"nbest"} else "beta_frame"
+        zeros = " ".join(f"--set student.stages.{i}.{key}=0" for i in range(len(stages)))
+        raise ConfigError(
+            recipe.name, f"student.stages.{number}.{key}", getattr(stage, key),
+            f"the store has no {' and '.join(sorted(lacking))}, only {', '.join(header.streams)}",
+            f"Give {zeros}",
+        )  # fmt: skip
 
 
 def stage_weights(
@@ -226,11 +291,25 @@ def _sequence_terms(
             frame_log_probs, encoded.lengths, nbest.tokens, nbest.lengths, posteriors
         )
     if "decoder_sequence" in needed:
-        flat = flatten_hypotheses(nbest.tokens, nbest.lengths, posteriors)
-        masks = draw_masks(flat.lengths, generator, flat.tokens.shape[1])
-        rows = memory.select(flat.utterances)
-        logits = _masked_logits(model, flat.tokens, flat.lengths, masks, rows)
-        terms["decoder_sequence"] = decoder_sequence_loss(
-            logits, masks, flat, len(encoded.lengths), model.config.vocab_size
-        )
+        terms["decoder_sequence"] = _decoder_sequence(
+            model, flatten_hypotheses(nbest.tokens, nbest.lengths, posteriors), memory, generator,
+            len(encoded.lengths),
+        )  # fmt: skip
     return terms
+
+
+def _decoder_sequence(
+    model: RecognitionModel,
+    flat: FlatHypotheses,
+    memory: Memory,
+    generator: torch.Generator,
+    batch_size: int,
+) -> UtteranceLoss:
+    """S-KD after the decoder; 0 in a batch without a single usable hypothesis."""
+    if not len(flat.lengths):
+        nothing = flat.posteriors.new_zeros(batch_size)
+        return UtteranceLoss(nothing, nothing)
+    masks = draw_masks(flat.lengths, generator, flat.tokens.shape[1])
+    rows = memory.select(flat.utterances)
+    logits = _masked_logits(model, flat.tokens, flat.lengths, masks, rows)
+    return decoder_sequence_loss(logits, masks, flat, batch_size, model.config.vocab_size)

@@ -24,6 +24,7 @@ from kdpipe.models import RecognitionModel
 from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_save
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
+from kdpipe.stages.pseudo_labels import require_texts
 from kdpipe.stages.tensorboard import require_tensorboard
 from kdpipe.stages.training import StepLosses
 from kdpipe.text.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ def train_teacher(
         require_tensorboard()
     where = pick_device(device)
     prepared = PreparedData.open(data)
+    require_texts(prepared.split("train"), "Prepare the labelled speech alone for the teacher")
     settings = {
         "command": "train-teacher",
         "teacher": to_table(recipe.teacher),

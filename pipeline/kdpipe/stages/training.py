@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from kdpipe.batching import Batch, batch_loader, length_buckets
+from kdpipe.batching import Batch, BatchSource, batch_loader, length_buckets
 from kdpipe.checkpoint import (
     average_epochs,
     load_training_state,
@@ -28,7 +28,6 @@ from kdpipe.checkpoint import (
 from kdpipe.config import TrainingSection
 from kdpipe.errors import TrainingDivergedError
 from kdpipe.features.cmvn import AnyCmvn
-from kdpipe.features.prepared import PreparedSplit
 from kdpipe.progress import progress_bar
 from kdpipe.stages.tensorboard import open_events
 from kdpipe.stages.train_log import TrainLog
@@ -51,7 +50,7 @@ class TrainingRun:
     out: Path
     model: nn.Module
     losses: StepLosses
-    split: PreparedSplit
+    split: BatchSource
     cmvn: AnyCmvn
     settings: TrainingSection
     seed: int

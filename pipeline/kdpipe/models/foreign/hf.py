@@ -58,7 +58,7 @@ class HfRecogniser:
 
     @torch.inference_mode()
     def nbest(
-        self, waveforms: Sequence[Float[Tensor, "samples"]], beam: int, nbest: int
+        self, waveforms: Sequence[Float[Tensor, "_"]], beam: int, nbest: int
     ) -> list[list[SpokenText]]:
         """The `nbest` best hypotheses (at most `beam`) of each 16 kHz waveform, best first.
 

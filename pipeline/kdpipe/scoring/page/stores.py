@@ -50,6 +50,9 @@ def _store(store: StoreRun) -> Html:
 
 
 def _tiles(info: Mapping[str, Any]) -> list[Html]:
+    if info["hours"] is None:
+        content = f"{info['hypotheses']:,} hypotheses of {info['utterances']:,} utterances"
+        return [tile(f"{info['bytes'] / 1e6:.2f} MB", f"of text alone: {content}")]
     dense = HALF_BYTES * (info["frames"] + info["tokens"]) * info["tokenizer"]["vocab_size"]
     fidelity = info["fidelity"]
     tiles = [
