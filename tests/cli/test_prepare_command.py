@@ -39,8 +39,8 @@ def test_manifests_to_prepared_data(manifest: Path, tmp_path: Path) -> None:
     done = call(*splits)
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[1] == ["train", "6", "0.00", "0"]
-    assert rows[2] == ["dev", "3", "0.00", "0"]
+    assert rows[1] == ["train", "6", "0.00", "0", "0"]
+    assert rows[2] == ["dev", "3", "0.00", "0", "0"]
     again = call(*splits, "--json", "--seed", "3", "--device", "cpu")
     assert "already complete" in again.stderr
     assert json.loads(again.stdout)["splits"]["train"]["utterances"] == 6

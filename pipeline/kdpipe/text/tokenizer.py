@@ -161,7 +161,8 @@ def train_tokenizer(
     """
     sentences = [text for text in texts if text]
     if not sentences:
-        raise DataError("tokenizer", "no training text", "Give manifests with texts")
+        remedy = "Give manifests with texts, or --like a folder that has a tokenizer"
+        raise DataError("tokenizer", "no training text", remedy)
     size = _model_size(sentences, kind, vocab_size)
     model = _train_model(sentences, kind, size)
     atomic_write_bytes(out_path, model)
