@@ -206,3 +206,13 @@ def test_only_what_is_marked_as_markup_is_not_escaped() -> None:
     assert el("p", "<b>", Html("<i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></p>'
     assert join(["<", ">"], "&") == "&lt;&amp;&gt;"
     assert el("br", class_=None) == "<br>"
+
+
+def test_a_model_has_one_colour_all_over_the_page() -> None:
+    """A legend of some models has the colours that all models were given together."""
+    full = made_up()
+    untrained = tuple(replace(m, epochs=()) if m.name == "plain" else m for m in full.models)
+    sections = {s.name: s.body or "" for s in page_sections(replace(full, models=untrained))}
+    for name in ("training", "speed", "confidence"):
+        assert '<span class="swatch k1"></span><b>student</b>' in sections[name]
+    assert "<b>plain</b>" not in sections["training"]

@@ -63,7 +63,7 @@ def curves_section(material: Material) -> Section:
     )
     chosen = colours(material.models)
     panels = [_panel(trained, term, chosen) for term in _terms(trained)]
-    body = join([legend(trained), el("div", *panels, class_="grid three")])
+    body = join([legend(trained, chosen), el("div", *panels, class_="grid three")])
     return Section("training", title, lead, body)
 
 

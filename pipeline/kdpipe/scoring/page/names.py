@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kdpipe.scoring.page.markup import Html, el
 from kdpipe.scoring.page.material import DecodeRun, Material, ModelRun
@@ -48,9 +48,8 @@ def colours(models: Sequence[ModelRun]) -> dict[str, str]:
     }
 
 
-def legend(models: Sequence[ModelRun]) -> Html:
-    """Every model with its colour and what it is."""
-    chosen = colours(models)
+def legend(models: Sequence[ModelRun], chosen: Mapping[str, str]) -> Html:
+    """Each of `models` with what it is and its colour: `chosen` is that of all on the page."""
     items = [
         el(
             "li",

@@ -16,7 +16,7 @@ from kdpipe.scoring.page.material import (
     PosteriorRow,
     Section,
 )
-from kdpipe.scoring.page.names import colours, legend, percent
+from kdpipe.scoring.page.names import colours, legend, model_order, percent
 from kdpipe.scoring.page.plot import (
     Axis,
     Panel,
@@ -60,14 +60,15 @@ def confidence_section(material: Material) -> Section:
     )
     chosen = colours(material.models)
     parts = []
+    order = [model.name for model in model_order(material.models)]
     for store, group in groupby(material.agreements, key=lambda found: found.store):
-        found = list(group)
+        found = sorted(group, key=lambda one: order.index(one.student))
         charts = [_histogram(found, chosen), _reliability(found, chosen)]
         parts += [el("h3", f"Against the store {store}"), _table(found),
                   el("div", *charts, class_="grid two compact")]  # fmt: skip
     shown = {found.student for found in material.agreements}
     models = [m for m in material.models if m.name in shown or m.kind == "ar"]
-    return Section("confidence", title, lead, join([legend(models), *parts]))
+    return Section("confidence", title, lead, join([legend(models, chosen), *parts]))
 
 
 def _table(found: Sequence[FrameAgreement]) -> Html:

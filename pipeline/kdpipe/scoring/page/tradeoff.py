@@ -51,7 +51,7 @@ def tradeoff_section(material: Material) -> Section:
     shown = {decode.model for decodes in usable.values() for decode in decodes}
     models = [model for model in material.models if model.name in shown]
     panels = {split: _charts(material, decodes) for split, decodes in usable.items()}
-    body = join([legend(models), _shapes(usable), tabs("speed", panels)])
+    body = join([legend(models, colours(material.models)), _shapes(usable), tabs("speed", panels)])
     return Section("speed", title, lead, body)
 
 
