@@ -135,11 +135,13 @@ def _best_tiles(material: Material, split: str) -> list[Html]:
 
 
 def _gain_tiles(material: Material, split: str) -> list[Html]:
-    """The comparison of the most accurate distilled student with the plain one."""
+    """The most accurate distilled student beside the most accurate plain one of its search."""
     found = [(pair, c) for pair, c in comparisons(material, split) if _rate(pair[0])]
     if not found:
         return []
-    (plain, other, search), comparison = min(found, key=lambda item: _rate(item[0][1]) or 0.0)
+    (plain, other, search), comparison = min(
+        found, key=lambda item: (_rate(item[0][1]) or 0.0, _rate(item[0][0]) or 0.0)
+    )
     relative = (_rate(other) or 0.0) / (_rate(plain) or 1.0) - 1
     figure = f"{100 * relative:+.0f}%".replace("-", "\u2212")
     chance = "p < 0.001" if comparison.p_value < 0.001 else f"p = {comparison.p_value:.3f}"
