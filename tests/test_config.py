@@ -56,7 +56,7 @@ def test_full_corpus_recipes_carry_the_papers_schedule(name: str) -> None:
         ({"size": "XL"}, "size", "one of custom, L, M, S, XS"),
         ({"size": 3}, "size", "one of custom"),
         ({"size": "XS", "kernel": 30}, "kernel", "odd"),
-        ({"size": "XS", "kernel": True}, "kernel", "not a int"),
+        ({"size": "XS", "kernel": True}, "kernel", "not a whole number"),
         ({"size": "XS", "dropout": 1.5}, "dropout", "from 0 to 0.9"),
         ({"size": "XS", "dropout": float("nan")}, "dropout", "out of range"),
         ({"size": "XS", "dim": 64}, "size", "Remove them"),

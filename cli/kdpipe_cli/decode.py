@@ -16,7 +16,7 @@ from kdpipe_cli.options import (
     search_options,
     split_option,
 )
-from kdpipe_cli.output import answer
+from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
 
@@ -75,7 +75,8 @@ def command(
 ) -> None:
     """Recognise a prepared split (and score it) or audio files.
 
-    Writes hyp.jsonl and score.json. The same command again resumes.
+    Writes hyp.jsonl and score.json; prints the scores, or the words of audio files. The same
+    command again resumes.
 
     \b
     Example:
@@ -95,6 +96,17 @@ def command(
     runtime = Runtime(device, threads, batch_size)
     if data is not None:
         report = decode_split(model, data, split, out, settings, runtime)
+        text = format_table([report])
     else:
         report = decode_audio(model, audio, out, settings, runtime)
-    answer(report.to_json(), format_table([report]), as_json)
+        text = _words(out)
+        if report.skipped:
+            say(f"{report.skipped} of {len(audio)} files were skipped: see {out}/rejected.jsonl.")
+    answer(report.to_json(), text, as_json)
+
+
+def _words(out: Path) -> str:
+    """What was recognised: id, tab, words; one line an audio file."""
+    from kdpipe.files import read_jsonl
+
+    return "\n".join(f"{line['id']}\t{line['text']}" for line in read_jsonl(out / "hyp.jsonl"))

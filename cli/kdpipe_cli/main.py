@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        complain(error.format_message(), f"See `{_help_command(error)}`")
+        complain(error.format_message(), f"See `{_help_command(error, arguments)}`")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted: run the same command again to go on.", err=True)
@@ -96,9 +96,11 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _help_command(error: click.ClickException) -> str:
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{context.command_path if context else 'kdpipe'} --help"
+def _help_command(error: click.ClickException, arguments: Sequence[str]) -> str:
+    """The help of the command that was called; click does not always tell which it was."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{error.ctx.command_path} --help"
+    return " ".join(["kdpipe", *(name for name in arguments[:1] if name in COMMANDS), "--help"])
 
 
 def _drop_refused_output() -> None:

@@ -45,7 +45,7 @@ def command(
     that holds any of these. The page needs no network and says what is missing.
 
     \b
-    Examples:
+    Example:
       kdpipe report exp/demo --out exp/demo/report.html
       kdpipe report exp/student exp/decode exp/train.zarr --data exp/data
     """

@@ -18,7 +18,7 @@ from kdpipe_cli.options import (
     out_option,
     shell_options,
 )
-from kdpipe_cli.output import answer, complain, say
+from kdpipe_cli.output import answer, complain
 
 __all__ = ["command"]
 
@@ -101,7 +101,7 @@ def verify(
         raise click.UsageError("--recompute and --repair need --teacher and --data.")
     content = _check(store)
     if source and repair and not content["sound"]:
-        content = _repair(store, *source, device, content)
+        content = _repair(store, *source, device)
     if source and recompute and content["sound"]:
         content |= _recompute(store, *source, recompute, seed, device, threshold)
     answer(content, _findings(content), as_json)
@@ -129,13 +129,10 @@ def _check(store: Path) -> dict[str, Any]:
     }
 
 
-def _repair(
-    store: Path, data: Path, teacher: Path, device: str, before: dict[str, Any]
-) -> dict[str, Any]:
+def _repair(store: Path, data: Path, teacher: Path, device: str) -> dict[str, Any]:
     """Mend the store; what a check finds afterwards, and what was dumped again."""
     from kdpipe.stages.store_teacher import repair_store
 
-    say(_findings(before))
     dropped = repair_store(store, data, teacher, device)
     return {**_check(store), "dumped_again": dropped}
 

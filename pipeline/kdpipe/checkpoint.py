@@ -82,7 +82,11 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A model ready to use, with what its input and output need."""
+    """A model ready to use, with what its input and output need.
+
+    `model` takes features (B, T, F) that `cmvn` has normalised; `tokenizer` turns its token ids
+    into text; `card` says its sizes and where it comes from.
+    """
 
     model: RecognitionModel
     tokenizer: Tokenizer
@@ -117,11 +121,13 @@ def read_card(path: Path) -> ModelCard:
     """
     file = path / "model.toml"
     if not file.is_file():
-        raise InputNotFoundError(path, "model (model.toml)", "Give a model directory")
+        raise InputNotFoundError(
+            path, "model (model.toml)", "Give a folder that a training or an import wrote"
+        )
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelFormatError(file, f"not TOML ({error})", "Restore the file") from error
+        raise ModelFormatError(file, f"not TOML ({error})", "Copy the model again") from error
     if "kind" in table:
         raise ModelFormatError(
             file, f"a teacher of kind {table['kind']}, which gives text alone",
@@ -135,7 +141,8 @@ def read_card(path: Path) -> ModelCard:
     try:
         return parse_table(ModelCard, table, str(file))
     except ConfigError as error:
-        raise ModelFormatError(file, error.message, error.remedy) from error
+        problem = f"{error.key} = {error.value!r}: {error.problem}"
+        raise ModelFormatError(file, problem, "Copy the model again") from error
 
 
 def card_filterbank(card: ModelCard, path: Path) -> Filterbank:
@@ -149,10 +156,11 @@ def card_filterbank(card: ModelCard, path: Path) -> Filterbank:
 
 
 def load_model(path: Path | str, device: torch.device | None = None) -> ModelBundle:
-    """Load a model directory for inference (eval mode, float32).
+    """Load a model directory for inference: eval mode, float32, on `device` (default: the CPU).
 
     Raises `InputNotFoundError` for a folder that is no model or whose training has not
-    finished, `ModelFormatError` for one whose parts do not fit together.
+    finished, `ModelFormatError` for one that is damaged, of a newer format, or whose parts do
+    not fit together. Nothing in the folder is run.
     """
     path = Path(path)
     card = read_card(path)
@@ -185,7 +193,7 @@ def _load_weights(path: Path, model: nn.Module) -> None:
     ]
     if wrong:
         raise ModelFormatError(
-            path, f"weights do not fit model.toml (first: {wrong[0]})", "Restore both files"
+            path, f"weights do not fit model.toml (first: {wrong[0]})", "Copy both files again"
         )
     model.load_state_dict(tensors)
 
@@ -194,7 +202,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ModelFormatError(path, f"damaged ({error})", "Restore the file") from error
+        raise ModelFormatError(path, f"damaged ({error})", "Copy or make it again") from error
 
 
 def _save_tensors(
@@ -251,7 +259,12 @@ def load_training_state(out: Path, model: nn.Module, optimizer: Optimizer) -> tu
     path = out / "checkpoints" / "last.safetensors"
     if not path.is_file():
         return 0, 0
-    tensors = _read_tensors(path)
+    try:
+        tensors = _read_tensors(path)
+    except ModelFormatError as error:
+        raise ModelFormatError(
+            path, error.problem, f"Remove {path.parent} to begin anew"
+        ) from error
     epoch, step = tensors.pop("progress").tolist()
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     try:

@@ -153,6 +153,14 @@ class DistillationSection:
     )
 
 
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a table",
+}
+
 PAPER_STAGES = (
     StageSection(80, 1.0, 0.0, 0.5, 0.3),
     StageSection(20, 1.0, 1.0, 0.5, 0.5),
@@ -324,10 +332,8 @@ def _parse_typed(kind: Any, value: Any, source: str, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise ConfigError(
-            source, key, value, f"a {type(value).__name__}, not a {name}", f"Give a {name}"
-        )
+        wanted = TYPE_NAMES.get(kind, str(kind))
+        raise ConfigError(source, key, value, f"not {wanted}", f"Give {wanted}")
     return value
 
 

@@ -35,6 +35,14 @@ __all__ = [
     "did_you_mean",
 ]
 
+MOST_CHANGES, LONGEST_CHANGE = 4, 120
+LONGEST_VALUE = 60
+
+
+def _brief(value: str) -> str:
+    """A value for a message, cut to what a line can bear."""
+    return value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that offers the known word nearest to `word`, or all of them."""
@@ -72,7 +80,8 @@ class ConfigError(KdpipeError, ValueError):
     """A configuration key that is unknown, of the wrong type, or out of range."""
 
     def __init__(self, source: str, key: str, value: object, problem: str, remedy: str) -> None:
-        super().__init__(f"{source}: {key} = {value!r}: {problem}", remedy)
+        given = "" if value is None else f" = {_brief(repr(value))}"
+        super().__init__(f"{source}: {key}{given}: {problem}", remedy)
         self.source = source
         self.key = key
         self.value = value
@@ -107,7 +116,7 @@ class TooManyRejectedError(KdpipeError, ValueError):
         super().__init__(
             f"{split}: {rejected} of {total} utterances cannot be used ({listed}),"
             f" more than the allowed fraction {limit:g}",
-            "See rejected.jsonl for each, mend them, or raise --max-rejected",
+            "See rejected.jsonl in the output folder, mend them, or raise --max-rejected",
         )
         self.split = split
         self.rejected = rejected
@@ -120,22 +129,27 @@ class MismatchError(KdpipeError, ValueError):
     """Two artefacts that must agree do not; names both sides."""
 
     def __init__(self, what: str, ours: object, theirs: object, remedy: str) -> None:
-        super().__init__(f"{what} differs: {ours} here, {theirs} there", remedy)
+        sides = f"{_brief(str(ours))} here, {_brief(str(theirs))} there"
+        super().__init__(f"{what} must agree: {sides}", remedy)
         self.what = what
         self.ours = ours
         self.theirs = theirs
 
 
 class OutputConflictError(KdpipeError, FileExistsError):
-    """An output exists that was made with other settings."""
+    """An output exists that was made with other settings, or by something else."""
 
-    def __init__(self, path: Path, changes: Iterable[str]) -> None:
+    def __init__(
+        self, path: Path, changes: Iterable[str], problem: str = "was made with other settings"
+    ) -> None:
         self.path = path
         self.changes = tuple(changes)
-        super().__init__(
-            f"{path} was made with other settings ({'; '.join(self.changes)})",
-            "Give another --out, repeat the old settings to resume, or remove the folder",
-        )
+        shown = [change[:LONGEST_CHANGE] for change in self.changes[:MOST_CHANGES]]
+        if len(self.changes) > MOST_CHANGES:
+            shown.append(f"{len(self.changes) - MOST_CHANGES} more")
+        listed = f" ({'; '.join(shown)})" if shown else ""
+        again = "repeat the old settings to resume, " if shown else ""
+        super().__init__(f"{path} {problem}{listed}", f"Give another --out, {again}or remove it")
 
 
 class ModelFormatError(KdpipeError, ValueError):
@@ -156,8 +170,8 @@ class TrainingDivergedError(KdpipeError, ArithmeticError):
         self.utterances = tuple(utterances)
         super().__init__(
             f"step {step}: {term} is not finite (batch: {', '.join(self.utterances[:4])} ...)",
-            "Lower training.learning_rate or raise training.warmup_steps, then run again:"
-            " it resumes from the last checkpoint",
+            "Lower training.learning_rate or raise training.warmup_steps with --set, and give"
+            " another --out",
         )
 
 
@@ -240,7 +254,8 @@ class StoreIncompleteError(KdpipeError, ValueError):
     def __init__(self, path: Path | str, utterances: int) -> None:
         super().__init__(
             f"{path} is still being written: {utterances} utterances so far",
-            "Run the same teacher-dump command again to complete it, or pass --allow-partial",
+            "Run the same teacher-dump command again to complete it (train-student can take it as"
+            " it is, with --allow-partial)",
         )
         self.path = str(path)
         self.utterances = utterances
@@ -284,7 +299,7 @@ class OutputWriteError(KdpipeError, OSError):
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
             f"{path} cannot be written: {problem}",
-            "Make room or give another --out, then run the same command again to resume",
+            "Make room, mend its rights or give another --out, then run the same command again",
         )
         self.path = path
         self.problem = problem

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from kdpipe.errors import DataError
+from kdpipe.errors import DataError, OutputWriteError
 
 __all__ = [
     "atomic_write_bytes",
@@ -33,7 +33,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Write `path` so that a crash leaves the old file or the new one, never a part."""
+    """Write `path` so that a crash leaves the old file or the new one, never a part.
+
+    Raises `OutputWriteError` where something else than a file (a device, a folder) has the name.
+    """
+    if path.exists() and not path.is_file():
+        raise OutputWriteError(path, "it is no ordinary file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

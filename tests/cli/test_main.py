@@ -54,7 +54,7 @@ def test_reading_a_store_does_not_import_torch() -> None:
         (("fly",), 2, "No such command"),
         (("decode", "--model", "m", "--out", "o"), 2, "Give either --data or audio files"),
         (("decode", "--model", "m", "--out", "o", "--beam", "0", "a.wav"), 2, "--beam"),
-        (("decode", "--model", "none", "--out", "OUT", "a.wav"), 1, "no model"),
+        (("decode", "--model", "none", "--out", "OUT", "a.wav"), 1, "no audio file"),
         (("train-teacher", "--data", "none", "--recipe", "an4", "--out", "OUT"), 1, "prepared"),
         (("train-teacher", "--data", "none", "--recipe", "xx", "--out", "OUT"), 1, "an4"),
         (

@@ -142,7 +142,7 @@ def test_comparing_stores(tmp_path: Path) -> None:
 
 def test_whether_a_store_fits_a_student() -> None:
     check_compatible(HEADER, HEADER.tokenizer.fingerprint, VOCABULARY, 4, HEADER.feature_digest)
-    with pytest.raises(MismatchError, match="tokenizer differs: mine here, cdcd"):
+    with pytest.raises(MismatchError, match="tokenizer must agree: mine here, cdcd"):
         check_compatible(HEADER, tokenizer_fingerprint="mine")
-    with pytest.raises(MismatchError, match="subsampling differs: 2 here, 4 there"):
+    with pytest.raises(MismatchError, match="subsampling must agree: 2 here, 4 there"):
         check_compatible(HEADER, subsampling=2)

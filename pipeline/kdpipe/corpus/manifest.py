@@ -37,7 +37,7 @@ def read_manifest(path: Path | str) -> list[Utterance]:
         remedy = "Give a JSON-lines manifest in UTF-8"
         raise DataError(str(path), f"not UTF-8 ({error.reason})", remedy) from error
     if not utterances:
-        raise InputNotFoundError(path, "utterance", "The manifest is empty")
+        raise InputNotFoundError(path, "utterance", "It is empty: write one JSON object a line")
     return utterances
 
 
@@ -50,7 +50,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 def _parse_record(record: Mapping[str, object], folder: Path, where: str) -> Utterance:
     audio = _text(record, "audio_filepath", where)
     if not audio:
-        raise DataError(where, "no audio_filepath", "Give every record one")
+        raise DataError(where, "no audio_filepath", "Add it: the path of the speech")
     identifier = _text(record, "id", where)
     return Utterance(
         id=Path(audio).stem if identifier is None else _checked_id(identifier, where),

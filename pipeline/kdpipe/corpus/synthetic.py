@@ -104,7 +104,7 @@ def _is_complete(out: Path, settings: Mapping[str, object]) -> bool:
     path = out / RECORD
     if not path.is_file():
         if out.is_dir() and any(out.iterdir()):
-            raise OutputConflictError(out, ["it holds files that are no synthetic corpus"])
+            raise OutputConflictError(out, (), "holds files that are no synthetic corpus")
         return False
     record = read_json(path)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):

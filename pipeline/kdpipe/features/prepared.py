@@ -37,6 +37,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 REMAKE = "Run kdpipe prepare to a new --out"
+KEYS = {"features", "feature_digest", "tokenizer", "splits"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,9 @@ class PreparedData:
         path = folder / "data.json"
         if not path.is_file():
             raise InputNotFoundError(
-                folder, "complete prepared data", "Run kdpipe prepare (again: it resumes)"
+                folder,
+                "complete prepared data",
+                "Give a folder that kdpipe prepare wrote; if it was interrupted, run it again",
             )
         settings = read_json(path)
         if not isinstance(settings, dict) or "format_version" not in settings:
@@ -217,6 +220,9 @@ class PreparedData:
         if settings["format_version"] != FORMAT_VERSION:
             found = settings["format_version"]
             raise DataError(str(path), f"format {found}, not {FORMAT_VERSION}", REMAKE)
+        if not set(settings) >= KEYS:
+            lacking = ", ".join(sorted(KEYS - set(settings)))
+            raise DataError(str(path), f"lacks {lacking}", REMAKE)
         data = cls(folder.absolute(), settings, load_cmvn(folder / "cmvn.safetensors"))
         if feature_digest(settings["features"], data.cmvn) != data.feature_digest:
             raise DataError(str(folder), "cmvn.safetensors is not the one it was made with", REMAKE)
@@ -250,8 +256,10 @@ class PreparedData:
     def split(self, name: str) -> PreparedSplit:
         """Open one split; `InputNotFoundError` names those there are."""
         if name not in self.settings["splits"]:
-            known = ", ".join(self.splits)
-            raise InputNotFoundError(self.folder / name, "prepared split", f"There is: {known}")
+            remedy = f"There is: {', '.join(self.splits)}"
+            if name in ("train", "dev", "test"):
+                remedy += f". Or prepare the data with --{name} too"
+            raise InputNotFoundError(self.folder / name, "prepared split", remedy)
         return PreparedSplit(self.folder / name, self.settings["splits"][name])
 
     def rejected_count(self, name: str) -> int:

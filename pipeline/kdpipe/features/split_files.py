@@ -81,7 +81,9 @@ def map_array(path: Path) -> NDArray[Any]:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            str(path), f"damaged prepared data ({error})", "Run kdpipe prepare again to a new --out"
+            str(path),
+            f"damaged prepared data ({getattr(error, 'strerror', None) or error})",
+            "Run kdpipe prepare again to a new --out",
         ) from error
     # A view without the memmap class: slicing it is several times as fast.
     return np.asarray(mapped)

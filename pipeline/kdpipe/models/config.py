@@ -90,10 +90,10 @@ def _check_relations(config: ModelConfig) -> None:
         raise _error(config, "feature_dim", "must be 7 or more for the two convolutions")
     if config.kernel % 2 == 0:
         raise _error(config, "kernel", "must be odd, so that a frame is the middle of its window")
-    if config.decoder_heads < 0 or config.dim % (config.decoder_heads or config.heads):
-        raise _error(config, "decoder_heads", f"must divide dim = {config.dim}")
     if config.dim % config.heads:
         raise _error(config, "heads", f"must divide dim = {config.dim}")
+    if config.decoder_heads < 0 or config.dim % (config.decoder_heads or config.heads):
+        raise _error(config, "decoder_heads", f"must divide dim = {config.dim}")
     if config.dim % 2:
         raise _error(config, "dim", "must be even for the sinusoidal positions")
     if config.decoder_inner < 0:

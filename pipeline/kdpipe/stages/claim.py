@@ -20,6 +20,7 @@ __all__ = ["claimed", "mark_complete", "settings_changes"]
 
 RUN_FILE = "run.json"
 LOCK = ".lock"
+LONGEST_VALUE = 40
 REFUSALS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -41,10 +42,9 @@ def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
     `OutputWriteError` where the disk refuses.
     """
     with _refusals_named(out):
-        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-        out.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(out)
         begun = (out / RUN_FILE).exists()
-        with (out / LOCK).open("w") as lock:
+        with (out / LOCK).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -53,8 +53,18 @@ def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
                 yield _compare(out, settings)
             except BaseException:
                 if not begun:
-                    _withdraw(out, missing)
+                    _withdraw(out, made)
                 raise
+
+
+def _make_folders(out: Path) -> list[Path]:
+    """Make `out` and what lies above it; the folders that were not there, innermost first."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputWriteError(out, str(error.strerror)) from error
+    return missing
 
 
 @contextmanager
@@ -89,7 +99,7 @@ def _compare(out: Path, settings: Mapping[str, object]) -> bool:
     path = out / RUN_FILE
     if not path.is_file():
         if any(item.name != LOCK for item in out.iterdir()):
-            raise OutputConflictError(out, ["it holds files that are not of this command"])
+            raise OutputConflictError(out, (), "holds files that are not of this command")
         write_json(path, {"complete": False, "settings": dict(settings)})
         return False
     record = read_json(path)
@@ -114,4 +124,9 @@ def settings_changes(old: object, new: object, prefix: str = "") -> list[str]:
             for key in sorted({*old, *new})
             for change in settings_changes(old.get(key), new.get(key), f"{prefix}{key}.")
         ]
-    return [] if old == new else [f"{prefix.rstrip('.')}: {old!r} -> {new!r}"]
+    return [] if old == new else [f"{prefix.rstrip('.')}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

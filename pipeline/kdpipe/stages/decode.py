@@ -182,7 +182,7 @@ def _decode_files(
 def _read_samples(path: Path) -> torch.Tensor:
     waveform = read_audio(path)
     if not len(waveform):
-        raise DataError(str(path), "no samples in it", "Record it again")
+        raise DataError(str(path), "no samples in it", "Give a file with speech in it")
     return waveform
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from kdpipe.checkpoint import read_card
-from kdpipe.config import Recipe
+from kdpipe.config import Recipe, to_table
 from kdpipe.corpus.manifest import read_manifest
 from kdpipe.corpus.synthetic import synthesise
 from kdpipe.files import read_json, read_jsonl, write_json
 from kdpipe.models import build_model, count_parameters
 from kdpipe.parallel import end_with_parent, interrupts_held
 from kdpipe.scoring import ScoreReport
+from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.decode import Runtime, decode_split
 from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.recognise import SearchSettings
@@ -75,16 +76,38 @@ def run_demo(
     report.html.
 
     `say` is called with a line before each stage; `utterances` to synthesise for train, dev
-    and test.
+    and test. Errors: those of `claimed` and of the stages.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
-    say("1/6 synthesising speech")
+    settings = {
+        "command": "demo",
+        "recipe": to_table(recipe),
+        "seed": seed,
+        "utterances": list(utterances),
+    }
+    with claimed(out, settings):
+        rows = _run_stages(out, recipe, seed, device, say, utterances)
+        _write_results(out, rows, time.perf_counter() - started)
+        write_report([out], out / "report.html", (), PosteriorSettings(device=device))
+        mark_complete(out, settings)
+    return rows
+
+
+def _run_stages(
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    say: Callable[[str], None],
+    utterances: tuple[int, int, int],
+) -> list[DemoRow]:
+    say(f"1/6 speaking {sum(utterances)} sentences with espeak-ng")
     synthesise(out / "corpus", *utterances, seed=seed, snr=SNR_DB)
     say("2/6 preparing features and tokens")
     manifests = {name: read_manifest(out / "corpus" / f"{name}.jsonl") for name in SPLITS}
     prepare(manifests, out / "data", PrepareSettings())
-    say("3/6 training the teacher and, beside it, the plain student")
+    say("3/6 training the teacher and, beside it, the plain student: about half of the time")
     with _beside(_train_student, out, recipe, "plain", seed, device):
         train_teacher(out / "data", recipe, out / "teacher", seed, device)
     say("4/6 running the teacher once over the training speech, two writers")
@@ -94,11 +117,8 @@ def run_demo(
     say("5/6 training the distilled students, two at once")
     with _beside(_train_student, out, recipe, "f-kd", seed, device):
         _train_student(out, recipe, "fs-kd", seed, device)
-    say("6/6 decoding and scoring")
-    rows = [_row(out, name, device) for name in ("teacher", *STUDENTS)]
-    _write_results(out, rows, time.perf_counter() - started)
-    write_report([out], out / "report.html", (), PosteriorSettings(device=device))
-    return rows
+    say("6/6 decoding with all four models, scoring, writing the report")
+    return [_row(out, name, device) for name in ("teacher", *STUDENTS)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from kdpipe.checkpoint import card_filterbank, read_card
 from kdpipe.corpus.utterance import Utterance
-from kdpipe.errors import ConfigError
+from kdpipe.errors import ConfigError, InputNotFoundError
 from kdpipe.features.audio import Channel
 from kdpipe.features.cmvn import AnyCmvn, Cmvn, load_cmvn
 from kdpipe.features.filterbank import KaldiFilterbank
@@ -118,6 +118,10 @@ def _claim(
 
 
 def _taken_digests(like: Path) -> dict[str, str]:
+    if not all((like / name).is_file() for name in (TOKENIZER, CMVN)):
+        raise InputNotFoundError(
+            like, f"{TOKENIZER} and {CMVN}", "Give --like prepared data or a model"
+        )
     return {
         "tokenizer": Tokenizer.load(like / TOKENIZER).fingerprint[:12],
         "cmvn": load_cmvn(like / CMVN).digest()[:12],

@@ -16,7 +16,15 @@ from kdpipe.search.joint_beam import joint_beam_search
 from kdpipe.search.mask_ctc import mask_ctc_search
 from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["DecodeMode", "Hypothesis", "SearchSettings", "read_tokens", "recognise", "resolve_mode"]
+__all__ = [
+    "DecodeMode",
+    "Hypothesis",
+    "SearchSettings",
+    "check_search",
+    "read_tokens",
+    "recognise",
+    "resolve_mode",
+]
 
 DecodeMode = Literal["auto", "ctc", "mask-ctc", "ar"]
 
@@ -56,6 +64,20 @@ def resolve_mode(mode: DecodeMode, kind: str) -> DecodeMode:
             f"Use --mode auto, ctc or {own}",
         )  # fmt: skip
     return mode
+
+
+def check_search(settings: SearchSettings, kind: str) -> None:
+    """Refuse what no search of a model of `kind` gives, before anything is computed.
+
+    Raises `ConfigError` as `resolve_mode` does, and for more hypotheses than a search ends with.
+    """
+    mode = resolve_mode(settings.mode, kind)
+    most = 1 if mode == "ctc" else settings.beam
+    if settings.nbest > most:
+        raise ConfigError(
+            "decode", "--nbest", settings.nbest, f"the {mode} search ends with {most} at most",
+            "Use --nbest 1" if mode == "ctc" else f"Use --nbest {most} or --beam {settings.nbest}",
+        )  # fmt: skip
 
 
 def read_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

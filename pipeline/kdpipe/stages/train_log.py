@@ -26,8 +26,9 @@ class TrainLog:
         self._since_step = _Means()
         self._since_epoch = _Means()
         self._last_epoch: dict[str, float] = {}
-        kept = _records_until(path, resume_epoch)
-        write_jsonl(path, kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            write_jsonl(path, _records_until(path, resume_epoch))
 
     def add(self, values: Mapping[str, float], audio_seconds: float) -> None:
         """Count one batch's loss terms."""
@@ -104,7 +105,7 @@ class _Means:
 
 def _records_until(path: Path, epoch: int) -> list[dict[str, object]]:
     """Whole records of epochs that a checkpoint holds; a torn last line is left out."""
-    if not path.is_file() or epoch == 0:
+    if epoch == 0:
         return []
     kept = []
     for record in read_jsonl(path):

@@ -87,10 +87,12 @@ def run_training(run: TrainingRun) -> dict[str, Tensor]:
     """
     optimizer = make_optimizer(run.model, run.settings.weight_decay)
     epoch, step = load_training_state(run.out, run.model, optimizer)
-    mirror = None if run.tensorboard is None else open_events(run.tensorboard, step)
-    log = TrainLog(run.out / "train.jsonl", resume_epoch=epoch, mirror=mirror)
     lengths = run.split.frame_counts.tolist()
-    with progress_bar(run.settings.epochs, run.label, "epoch") as bar:
+    with (
+        open_events(run.tensorboard, step) as mirror,
+        progress_bar(run.settings.epochs, run.label, "epoch") as bar,
+    ):
+        log = TrainLog(run.out / "train.jsonl", epoch, mirror)
         bar.update(epoch)
         for current in range(epoch, run.settings.epochs):
             batches = length_buckets(

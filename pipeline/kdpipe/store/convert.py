@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdpipe.errors import StoreFormatError, StoreIncompleteError
+from kdpipe.errors import KdpipeError, StoreFormatError, StoreIncompleteError
 from kdpipe.files import sync_folder
 from kdpipe.store.blocks import Block, checked, mapped_blocks
 from kdpipe.store.compact import (
@@ -22,6 +22,7 @@ from kdpipe.store.hdf5_backend import write_hdf5
 from kdpipe.store.image import StoreImage
 from kdpipe.store.opening import open_image
 from kdpipe.store.paths import backend_of, is_compact, store_state
+from kdpipe.store.writer import write_failure
 from kdpipe.store.zarr_backend import write_zarr
 
 __all__ = ["all_blocks", "convert_store", "open_any", "whole_folder"]
@@ -56,18 +57,32 @@ def convert_store(
         raise StoreIncompleteError(source, len(image.index))
     if store_state(target) != "absent" or target.exists():
         raise StoreFormatError(target, "is there already", "Remove it, or give another path")
+    if compact and backend_of(target) == "hdf5":
+        raise StoreFormatError(target, "HDF5 has no compact profile", "Name it .zarr")
     blocks = _counted(checked(all_blocks(image), source, image.header, image.digest), advance)
-    if backend_of(target) == "hdf5":
-        if compact:
-            raise StoreFormatError(target, "HDF5 has no compact profile", "Name it .zarr")
-        write_hdf5(target, image.header, image.digest, image.index, blocks)
-        return image.digest
-    with whole_folder(target) as folder:
-        if compact:
-            write_compact(folder, image.header, image.digest, image.index, blocks, level)
-        else:
-            write_zarr(folder, image.header, image.digest, image.index, blocks)
+    try:
+        _write(target, image, blocks, level if compact else None)
+    except KdpipeError:
+        raise
+    except OSError as error:
+        raise write_failure(target, error) from error
     return image.digest
+
+
+def _write(
+    target: Path, image: StoreImage | CompactImage, blocks: Iterator[Block], level: int | None
+) -> None:
+    """Write a whole store; compact when a `level` of zstd is given."""
+    assert image.digest is not None
+    content = (image.header, image.digest, image.index, blocks)
+    if backend_of(target) == "hdf5":
+        write_hdf5(target, *content)
+        return
+    with whole_folder(target) as folder:
+        if level is None:
+            write_zarr(folder, *content)
+        else:
+            write_compact(folder, *content, level)
 
 
 def _counted(blocks: Iterator[Block], advance: Callable[[int], object]) -> Iterator[Block]:

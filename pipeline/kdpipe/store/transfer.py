@@ -19,11 +19,13 @@ from kdpipe.errors import (
     OutputConflictError,
     StoreDamageError,
     StoreFormatError,
+    StoreIncompleteError,
     StoreWriteError,
 )
 from kdpipe.files import sync_folder
 from kdpipe.store.hdf5_backend import parse_user_block
-from kdpipe.store.paths import backend_of
+from kdpipe.store.journal import read_ledger
+from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import MAX_METADATA, parse_root
 
@@ -112,6 +114,7 @@ def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda
     `OutputConflictError` when another store is in the place, `StoreDamageError` when the source
     is not what it should be, `StoreWriteError` when the target cannot be written.
     """
+    _refuse_partial(source)
     remote = open_remote(source)
     if backend_of(Path(remote.root)) != backend_of(Path(str(target).rstrip("/"))):
         raise StoreFormatError(
@@ -128,6 +131,12 @@ def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda
                 remote, name, system, posixpath.join(root.rstrip("/"), name).rstrip("/"), advance
             )
     return remote.digest
+
+
+def _refuse_partial(source: str | Path) -> None:
+    origin = local_path(source)
+    if origin is not None and store_state(origin) == "partial":
+        raise StoreIncompleteError(origin, len(read_ledger(working_folder(origin)).ids))
 
 
 def _protocols(system: Any) -> tuple[str, ...]:
@@ -163,7 +172,8 @@ def _refuse_another(remote: RemoteStore, target: str, system: Any, root: str) ->
     except (StoreFormatError, StoreDamageError):
         there = "no teacher store"
     if there != remote.digest:
-        raise OutputConflictError(Path(target), [f"content: {there} there, {remote.digest} here"])
+        found = [f"{there} there, {remote.digest} here"]
+        raise OutputConflictError(Path(target), found, "holds something else")
 
 
 def _bring(remote: RemoteStore, name: str, system: Any, place: str, advance: Advance) -> None:

@@ -224,7 +224,7 @@ def write_failure(path: Path, error: OSError) -> StoreWriteError:
     return StoreWriteError(
         path,
         f"cannot write ({error.strerror or error})",
-        "Free space or mend the disk, then run the same command again: it resumes",
+        "Make room, mend its rights or give another path, then run the same command again",
     )
 
 

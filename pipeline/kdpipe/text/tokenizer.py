@@ -70,9 +70,7 @@ class Tokenizer:
         try:
             tokenizer = cls(model)
         except RuntimeError as error:
-            raise DataError(
-                where, f"no sentencepiece model ({error})", "Restore or remake it"
-            ) from error
+            raise DataError(where, "no sentencepiece model", "Copy or make it again") from error
         if tokenizer._processor.unk_id() != 0 or tokenizer._processor.is_control(1):
             raise DataError(where, "special ids are not this project's", "Train it here")
         return tokenizer
@@ -174,7 +172,9 @@ def _model_size(sentences: Sequence[str], kind: TokenizerKind, vocab_size: int |
     if vocab_size is None and kind == "bpe":
         raise ConfigError("tokenizer", "vocab_size", None, "bpe needs one", "Give --vocab-size")
     if vocab_size is not None and vocab_size < SMALLEST:
-        raise ConfigError("tokenizer", "vocab_size", vocab_size, "too small", "Give more")
+        raise ConfigError(
+            "tokenizer", "vocab_size", vocab_size, "too small", f"Give {SMALLEST} or more"
+        )
     if kind == "bpe":
         return int(vocab_size or 0) - SPECIALS_OUTSIDE
     every = 1 + len({SPACE_MARK if char == " " else char for text in sentences for char in text})
@@ -209,7 +209,7 @@ def _train_model(sentences: Sequence[str], kind: TokenizerKind, size: int) -> by
             "tokenizer",
             "vocab_size",
             size + SPECIALS_OUTSIDE,
-            f"the texts do not yield it ({error})",
+            "the texts do not yield it",
             _size_remedy(str(error)),
         ) from error
     return model.getvalue()
@@ -218,5 +218,5 @@ def _train_model(sentences: Sequence[str], kind: TokenizerKind, size: int) -> by
 def _size_remedy(message: str) -> str:
     limit = re.search(r"value <= (\d+)", message)
     if limit is None:
-        return "Choose another --vocab-size"
+        return f"Choose another --vocab-size ({message})"
     return f"These texts allow a --vocab-size of at most {int(limit[1]) + SPECIALS_OUTSIDE}"
