@@ -1,5 +1,7 @@
 """Cache an autoregressive recogniser's outputs once; distil them into fast Mask-CTC students.
 
+The public names::
+
     store = kdpipe.open_store("exp/train.zarr")  # numpy only, torch is not imported
     store["utt-1"].nbest
     model = kdpipe.load_model("exp/student")

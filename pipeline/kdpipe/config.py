@@ -104,7 +104,7 @@ class TrainingSection:
     average_last: int = setting(5, "epochs whose weights are averaged", low=1, high=1000)
     workers: int = setting(0, "DataLoader worker processes", low=0, high=256)
     precision: Literal["auto", "float32", "bf16"] = setting(
-        "auto", "auto: bf16 autocast on a GPU, float32 on a CPU"
+        "auto", "auto: bf16 autocast on a GPU or a CPU that multiplies in bf16, else float32"
     )
     log_steps: int = setting(50, "updates between lines of train.jsonl", low=1, high=1_000_000)
 

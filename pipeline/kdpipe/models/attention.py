@@ -63,6 +63,24 @@ def legacy_rel_shift(
     return moved.view_as(scores).masked_fill(column == row + 1, 0.0)
 
 
+def _weighted_values(
+    queries: Float[Tensor, "B H Q d"],
+    keys: Float[Tensor, "B H T d"],
+    values: Float[Tensor, "B H T d"],
+    mask: Bool[Tensor, "*m"] | None,
+    dropout_rate: float,
+    causal: bool,
+) -> Float[Tensor, "B H Q d"]:
+    """softmax(queries keys^T) values. A CPU's kernels train faster in float32 than in bf16."""
+    if queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            single = queries.float(), keys.float(), values.float()
+            return _weighted_values(*single, mask, dropout_rate, causal)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, dropout_p=dropout_rate, is_causal=causal, scale=1.0
+    )
+
+
 class MultiHeadedAttention(nn.Module):
     """Scaled dot-product attention over H heads of d = D / H.
 
@@ -122,9 +140,7 @@ class MultiHeadedAttention(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """Weighted values of all heads, projected; `mask` broadcasts to (B, H, Q, T)."""
         rate = self.dropout_rate if self.training else 0.0
-        heads = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, dropout_p=rate, is_causal=causal, scale=1.0
-        )
+        heads = _weighted_values(queries, keys, values, mask, rate, causal)
         return self.merge(heads.transpose(1, 2))
 
     def forward(

@@ -186,6 +186,14 @@ def _finite_values(
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast where `precision` asks for it; `auto` means on a GPU."""
-    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """bf16 autocast where `precision` asks for it; `auto` where the device multiplies in bf16."""
+    enabled = precision == "bf16" or (precision == "auto" and _multiplies_in_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _multiplies_in_bf16(device: torch.device) -> bool:
+    """Every GPU in question does; a CPU without the instructions would emulate them, slowly."""
+    if device.type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
