@@ -17,7 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillation_table import write_table
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.benchmarks.distillation_table import write_table
 
 RECIPE = "an4"
 SPLITS = ("dev", "test")

@@ -15,6 +15,7 @@ import cProfile
 import json
 import multiprocessing
 import pstats
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from search_inputs import Utterance, make_utterances, planted_model
 
 from kdpipe.batching import Batch, sorted_batches
 from kdpipe.stages.device import keep_freed_memory
 from kdpipe.stages.teacher_dump import DumpSettings, teacher_targets
 from kdpipe.store import StoreHeader, StoreWriter, TeacherIdentity, TokenizerIdentity
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.benchmarks.search_inputs import Utterance, make_utterances, planted_model
 
 VOCABULARY = 4233
 SETTINGS = DumpSettings()

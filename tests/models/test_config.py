@@ -56,7 +56,7 @@ def test_size_by_name_takes_changes() -> None:
 def test_impossible_values_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         replace(size_by_name("XS", 100), **{key: value})  # type: ignore[arg-type]
-    assert caught.value.key in (key, "decoder_heads")
+    assert caught.value.key in (key, "heads", "decoder_heads")
 
 
 def test_unknown_kinds_are_refused_by_name() -> None:

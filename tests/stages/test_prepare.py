@@ -25,6 +25,7 @@ from kdpipe.errors import (
     TooManyRejectedError,
 )
 from kdpipe.features.audio import read_audio
+from kdpipe.features.cmvn import Cmvn
 from kdpipe.features.filterbank import log_mel
 from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.files import read_jsonl
@@ -113,6 +114,7 @@ def test_cmvn_is_of_the_training_split_alone(
 ) -> None:
     data = run(splits, tmp_path / "out")
     split = data.split("train")
+    assert isinstance(data.cmvn, Cmvn)
     frames = np.concatenate([split.features(i) for i in range(len(split))]).astype(np.float64)
     np.testing.assert_allclose(data.cmvn.mean.numpy(), frames.mean(0), rtol=1e-5)
     np.testing.assert_allclose(data.cmvn.std.numpy(), frames.std(0), rtol=1e-5)
