@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kdpipe_cli.options import common_options, training_options
+from kdpipe_cli.options import PATH, common_options, training_options
 from kdpipe_cli.output import say
 
 __all__ = ["command"]
@@ -20,6 +20,12 @@ __all__ = ["command"]
     metavar="STORE",
     help="Teacher store (.zarr, .h5 or a URL). Without it: the plain student.",
 )
+@click.option(
+    "--online-teacher",
+    type=PATH,
+    metavar="TEACHER",
+    help="Run this teacher on every batch instead of reading a store: slower, for comparison.",
+)
 @click.option("--allow-partial", is_flag=True, help="Take a store that is still being written.")
 @common_options
 def command(
@@ -29,6 +35,7 @@ def command(
     out: Path,
     tensorboard: str | None,
     targets: str | None,
+    online_teacher: Path | None,
     allow_partial: bool,
     seed: int,
     device: str,
@@ -44,10 +51,14 @@ def command(
       kdpipe train-student --data exp/data --recipe an4 --out exp/student \\
         --targets exp/train.zarr
     """
+    if targets and online_teacher:
+        raise click.UsageError("Give either --targets or --online-teacher.")
     from kdpipe.stages.train_student import train_student
     from kdpipe_cli.training import chosen_recipe, show_model, tensorboard_folder
 
     chosen = chosen_recipe(recipe, overrides)
     events = tensorboard_folder(tensorboard, out)
-    trained = train_student(data, chosen, out, targets, seed, device, allow_partial, events, say)
+    trained = train_student(
+        data, chosen, out, targets, seed, device, allow_partial, events, say, online_teacher
+    )
     show_model(out, trained, as_json)

@@ -53,6 +53,14 @@ def test_reading_a_store_does_not_import_torch() -> None:
         ((), 2, "Usage"),
         (("fly",), 2, "No such command"),
         (("decode", "--model", "m", "--out", "o"), 2, "Give either --data or audio files"),
+        (
+            (
+                "train-student", "--data", "d", "--recipe", "an4", "--out", "o",
+                "--targets", "s", "--online-teacher", "t",
+            ),
+            2,
+            "Give either --targets or --online-teacher",
+        ),
         (("decode", "--model", "m", "--out", "o", "--beam", "0", "a.wav"), 2, "--beam"),
         (("decode", "--model", "none", "--out", "OUT", "a.wav"), 1, "no audio file"),
         (("train-teacher", "--data", "none", "--recipe", "an4", "--out", "OUT"), 1, "prepared"),

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kdpipe.batching import Batch, collate
-from kdpipe.checkpoint import load_model
+from kdpipe.checkpoint import load_model, weights_digest
 from kdpipe.config import load_recipe
 from kdpipe.errors import ConfigError, MismatchError, OutputConflictError, StoreIncompleteError
 from kdpipe.features.prepared import PreparedData
+from kdpipe.files import read_jsonl
 from kdpipe.models import RecognitionModel
 from kdpipe.stages.build import fresh_model
 from kdpipe.stages.cached_targets import cached_targets, open_targets, store_lineage
@@ -203,3 +204,31 @@ def test_time_warp_and_cached_frames_do_not_mix(
     recipe = load_recipe("demo", [*TINY_RECIPE, "specaugment.time_warp=5"])
     with pytest.raises(ConfigError, match="time warp"):
         train_student(tiny_data.folder, recipe, tmp_path / "out", str(exact_store), 0, "cpu")
+
+
+def test_a_teacher_in_the_loop_trains_as_its_store_does(
+    tiny_data: PreparedData, teacher: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    teacher_dump(tiny_data.folder, "train", teacher, store, DumpSettings(), Shard(), "cpu")
+    cached, online = tmp_path / "cached", tmp_path / "online"
+    train_student(tiny_data.folder, tiny_recipe(), cached, str(store), 0, "cpu")
+    train_student(
+        tiny_data.folder, tiny_recipe(), online, None, 0, "cpu", online_teacher=teacher
+    )  # fmt: skip
+    assert load_model(online).card.lineage[0].teacher_sha256 == weights_digest(teacher)
+    totals = [
+        [float(str(line["total"])) for line in read_jsonl(out / "train.jsonl")]
+        for out in (cached, online)
+    ]
+    torch.testing.assert_close(torch.tensor(totals[0]), torch.tensor(totals[1]), rtol=0.02, atol=0)
+
+
+def test_a_student_in_the_loop_is_no_teacher(tiny_data: PreparedData, tmp_path: Path) -> None:
+    student = random_model(tiny_data, tmp_path / "student", "mask-ctc")
+    with pytest.raises(ConfigError, match="--online-teacher"):
+        train_student(
+            tiny_data.folder, tiny_recipe(), tmp_path / "out", None, 0, "cpu",
+            online_teacher=student,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ from kdpipe.store import (
     sparsify,
 )
 
-__all__ = ["dump_header", "own_speaker", "teacher_targets"]
+__all__ = ["dump_header", "own_speaker", "require_teacher", "teacher_targets"]
 
 MAX_UTTERANCES = 256
 
@@ -53,7 +53,8 @@ def own_speaker(
     data has, `ConfigError` for a model or settings that do not go together.
     """
     bundle = load_model(teacher, device)
-    _check_teacher(bundle, prepared, settings)
+    require_teacher(bundle, prepared, "teacher-dump", "--teacher")
+    _check_settings(settings)
 
     def speak(
         batches: Iterable[Sequence[int]],
@@ -160,12 +161,22 @@ def _sparse(dense: NDArray[np.float32], settings: DumpSettings) -> SparsePosteri
     return sparsify(dense, settings.top_k, settings.min_prob)
 
 
-def _check_teacher(bundle: ModelBundle, prepared: PreparedData, settings: DumpSettings) -> None:
+def require_teacher(bundle: ModelBundle, prepared: PreparedData, command: str, option: str) -> None:
+    """Refuse what is no autoregressive teacher of this data.
+
+    Raises `ConfigError` naming `option` of `command` for another kind of model, `MismatchError`
+    for another tokenizer or other features.
+    """
     if bundle.model.config.kind != "ar":
         raise ConfigError(
-            "teacher-dump", "--teacher", str(bundle.path), "not an autoregressive teacher",
+            command, option, str(bundle.path), "not an autoregressive teacher",
             "Give a model made by train-teacher or import-teacher",
         )  # fmt: skip
+    require_same_tokenizer(bundle, prepared)
+    require_same_features(bundle, prepared)
+
+
+def _check_settings(settings: DumpSettings) -> None:
     for key, value, default in (
         ("--text-case", settings.text_case, "auto"),
         ("--punctuation", settings.punctuation, "strip"),
@@ -175,5 +186,3 @@ def _check_teacher(bundle: ModelBundle, prepared: PreparedData, settings: DumpSe
                 "teacher-dump", key, value, "this teacher writes the data's own tokens",
                 "Leave it out: it is for Hugging Face teachers, which give text",
             )  # fmt: skip
-    require_same_tokenizer(bundle, prepared)
-    require_same_features(bundle, prepared)

@@ -73,12 +73,16 @@ def online_targets(
 ) -> TargetSource:
     """Targets by running the teacher on every batch: what a store saves, without a store.
 
-    The teacher (in eval mode) sees the batch without SpecAugment, as teacher-dump does.
+    The teacher (in eval mode) sees the batch without SpecAugment and in float32, as teacher-dump
+    does.
     """
     sos_eos = teacher.config.vocab_size - 1
 
-    @torch.inference_mode()
     def targets(batch: Batch, sequences: bool) -> Targets:
+        with torch.inference_mode(), torch.autocast(batch.features.device.type, enabled=False):
+            return run(batch, sequences)
+
+    def run(batch: Batch, sequences: bool) -> Targets:
         encoded = teacher.encode(batch.features, batch.feature_lengths)
         frames = teacher.ctc_log_probs(encoded.hidden)
         inputs = attention_inputs(batch.tokens, batch.token_lengths, sos_eos)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.batching import Batch
-from kdpipe.checkpoint import Lineage
+from kdpipe.checkpoint import Lineage, load_model, weights_digest
 from kdpipe.config import DistillationSection, Recipe, StageSection, to_table
 from kdpipe.errors import ConfigError
 from kdpipe.features.prepared import PreparedData
@@ -42,8 +42,10 @@ from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_sav
 from kdpipe.stages.cached_targets import cached_targets, open_targets, store_lineage
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
+from kdpipe.stages.own_teacher import require_teacher
 from kdpipe.stages.pseudo_labels import Labels, learned_source, require_texts, take_labels
-from kdpipe.stages.targets import NbestBatch, Targets, TargetSource
+from kdpipe.stages.speaker import DumpSettings
+from kdpipe.stages.targets import NbestBatch, Targets, TargetSource, online_targets
 from kdpipe.stages.tensorboard import require_tensorboard
 from kdpipe.stages.training import StepLosses
 from kdpipe.store import StoreHeader
@@ -69,8 +71,12 @@ def train_student(
     allow_partial: bool = False,
     tensorboard: Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
+    online_teacher: Path | None = None,
 ) -> bool:
     """Train a student into `out`, with the targets of `store` or, without one, plainly.
+
+    With `online_teacher` that model runs on every batch in the store's place: no store is needed,
+    and every epoch pays for the teacher again.
 
     Returns False where `out` was already complete. The store is checked against the data
     before training starts: a mismatch raises `MismatchError` naming both sides, and `ConfigError`
@@ -82,15 +88,18 @@ def train_student(
         require_tensorboard()
     prepared = PreparedData.open(data)
     tokenizer = Tokenizer.load(prepared.tokenizer)
-    if store and recipe.specaugment.time_warp:
+    if (store or online_teacher) and recipe.specaugment.time_warp:
         raise ConfigError(
             recipe.name, "specaugment.time_warp", recipe.specaugment.time_warp,
-            "time warp moves the student's frames against the cached ones",
-            "Set it to 0, or train without --targets",
+            "time warp moves the student's frames against the teacher's",
+            "Set it to 0, or train without a teacher",
         )  # fmt: skip
     where = pick_device(device)
     split = prepared.split("train")
-    source, lineage, labels = _open(store, prepared, tokenizer, recipe, where, allow_partial)
+    if online_teacher is None:
+        source, lineage, labels = _open(store, prepared, tokenizer, recipe, where, allow_partial)
+    else:
+        source, lineage, labels = _run_teacher(online_teacher, prepared, recipe, where)
     settings = {
         "command": "train-student",
         "student": to_table(recipe.student),
@@ -101,6 +110,8 @@ def train_student(
         "feature_digest": prepared.feature_digest,
         "seed": seed,
     }
+    if online_teacher is not None:
+        settings["online_teacher"] = lineage[0].teacher_sha256
     with claimed(out, settings) as complete:
         if complete:
             return False
@@ -135,6 +146,22 @@ def _open(
     require_streams(opened.header, recipe)
     labels = take_labels(split, opened, settings.min_confidence)
     return cached_targets(opened, settings.nbest, device), (store_lineage(opened),), labels
+
+
+def _run_teacher(
+    teacher: Path, prepared: PreparedData, recipe: Recipe, device: torch.device
+) -> tuple[TargetSource, tuple[Lineage, ...], Labels]:
+    """The teacher in the loop, with the same floor as a store of default settings."""
+    require_texts(prepared.split("train"), "Dump the teacher over them and give its store")
+    bundle = load_model(teacher, device)
+    require_teacher(bundle, prepared, "train-student", "--online-teacher")
+    dump = DumpSettings()
+    source = online_targets(
+        bundle.model, dump.top_k, dump.min_prob, recipe.distillation.nbest, dump.beam,
+        dump.ctc_weight,
+    )  # fmt: skip
+    lineage = Lineage("online", bundle.card.name, weights_digest(teacher))
+    return source, (lineage,), Labels({}, ())
 
 
 def _report_labels(out: Path, labels: Labels, tell: Callable[[str], object]) -> None:
