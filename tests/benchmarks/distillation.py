@@ -11,6 +11,7 @@ interrupted resumes, so several `run`s with different rows may work on one folde
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -31,10 +32,14 @@ NO_SEQUENCE = ("distillation.sequence=false",)
 
 @dataclass(frozen=True)
 class Row:
-    """One student: the settings changed from the recipe, and the store it learns from."""
+    """One student: the settings changed from the recipe, the store it learns from, the data.
+
+    `store` "online" is the teacher itself, run on every batch.
+    """
 
     overrides: tuple[str, ...] = ()
     store: str | None = "train"
+    data: str = "data"
 
 
 ROWS = {
@@ -57,7 +62,12 @@ ROWS = {
     "plain-lr-2e-3": Row(("student.training.learning_rate=2e-3",), None),
     "plain-lr-8e-3": Row(("student.training.learning_rate=8e-3",), None),
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
+    "online": Row((), "online"),
+    "half-plain": Row((), None, "half"),
+    "half-fs-kd": Row((), "train", "half"),
 }
+TABLE_1 = tuple(name for name in ROWS if name.startswith(("same-", "small-")))
+"""These rows are decoded in every search; the others greedily and with the widest beam."""
 STORES = {
     "train": (),
     "top-1": ("--top-k", "1"),
@@ -70,7 +80,7 @@ SEARCHES = {
     "beam5": ("--beam", "5"),
     "beam10": ("--beam", "10"),
 }
-TEACHER_SEARCHES = {"ctc": ("--mode", "ctc"), "beam10": ("--beam", "10")}
+FEW_SEARCHES = {"ctc": ("--mode", "ctc"), "beam10": ("--beam", "10")}
 
 
 def main() -> None:
@@ -104,27 +114,42 @@ def prepare(corpus: Path, out: Path) -> None:
         kdpipe("prepare", *manifests, "--speed", "0.9,1.0,1.1", "--out", out / "data")
 
 
+def prepare_half(corpus: Path, out: Path) -> None:
+    """Every second training utterance, with the tokens and features of the teacher."""
+    lines = (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines()[::2]
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record["audio_filepath"] = str((corpus / record["audio_filepath"]).resolve())
+    half = out / "half-train.jsonl"
+    half.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    manifests = [f"--train={half}", *(f"--{split}={corpus}/{split}.jsonl" for split in SPLITS)]
+    like = ("--like", out / "teacher", "--speed", "0.9,1.0,1.1")
+    kdpipe("prepare", *manifests, *like, "--out", out / "half")
+
+
 def run_row(arguments: argparse.Namespace, row: str, seed: int) -> None:
     """Train one model, and decode dev and test in every mode."""
     out, model = arguments.out, arguments.out / model_name(row, seed)
     overrides = list(arguments.overrides)
-    where = ["--data", out / "data", "--recipe", RECIPE, "--seed", str(seed)]
+    folder = out / ("data" if row == "teacher" else ROWS[row].data)
+    where = ["--data", folder, "--recipe", RECIPE, "--seed", str(seed)]
     where += ["--device", arguments.device]
     if row == "teacher":
         kdpipe("train-teacher", *where, "--out", model, *settings(overrides))
-        searches = TEACHER_SEARCHES
+        searches = FEW_SEARCHES
     else:
+        if not folder.exists():
+            prepare_half(arguments.corpus, out)
         targets = dump(out, ROWS[row].store, arguments.device)
         every = [*ROWS[row].overrides, *overrides]
         kdpipe("train-student", *where, "--out", model, *targets, *settings(every))
-        searches = SEARCHES
+        searches = SEARCHES if row in TABLE_1 else FEW_SEARCHES
     threshold = ["--mask-threshold", str(arguments.mask_threshold)]
     for split in SPLITS:
         for name, search in searches.items():
-            folder = out / "decode" / f"{model.name}-{split}-{name}"
             kdpipe(
                 "decode", "--model", model, "--data", out / "data", "--split", split,
-                "--out", folder, *search, *threshold,
+                "--out", out / "decode" / f"{model.name}-{split}-{name}", *search, *threshold,
             )  # fmt: skip
 
 
@@ -134,9 +159,11 @@ def model_name(row: str, seed: int) -> str:
 
 
 def dump(out: Path, store: str | None, device: str) -> list[str | Path]:
-    """The options that name the row's store, dumped now if it is not there."""
+    """The options that name the row's teacher; its store is dumped now if it is not there."""
     if store is None:
         return []
+    if store == "online":
+        return ["--online-teacher", out / "teacher"]
     path = out / f"{store}.zarr"
     kdpipe(
         "teacher-dump", "--data", out / "data", "--split", "train",
