@@ -227,18 +227,27 @@ def test_a_full_stdout(world: World) -> None:
     assert len(written.stderr.splitlines()) == 2
 
 
+def _listen_to_ctrl_c() -> None:
+    """Shells make what they start in the background deaf to it, tests and all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(arguments: list[str], ready: Path) -> str:
     """stderr of a command that gets Ctrl-C, with all its processes, when `ready` has content."""
     process = subprocess.Popen(
         [*KDPIPE, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=ENVIRONMENT, start_new_session=True,
+        env=ENVIRONMENT, start_new_session=True, preexec_fn=_listen_to_ctrl_c,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (ready.is_file() and ready.stat().st_size) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not (ready.is_file() and ready.stat().st_size) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert out == ""
     assert process.returncode == 130, err
     return err

@@ -55,14 +55,16 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self,
-        inputs: Float[Tensor, "B L D"],
+        inputs: Float[Tensor, "R L D"],
         mask: Bool[Tensor, "*m"] | None,
         causal: bool,
         memory: Memory,
         layer: int,
-    ) -> Float[Tensor, "B L D"]:
+    ) -> Float[Tensor, "R L D"]:
+        """Rows of tokens, equally many for each utterance of the memory, one utterance's first."""
         x = self.add(inputs, self.self_attn(self.norm1(inputs), mask, causal))
-        return self.read_memory(x, memory, layer)
+        together = x.view(memory.size, -1, x.shape[2])
+        return self.read_memory(together, memory, layer).view_as(x)
 
     def read_memory(
         self, inputs: Float[Tensor, "B Q D"], memory: Memory, layer: int
@@ -174,9 +176,13 @@ class MaskedDecoder(_Decoder):
     """p(y_mask | y_obs, H): the conditional masked-language-model decoder, V + 1 classes."""
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], lengths: Int[Tensor, "B"], memory: Memory
-    ) -> Float[Tensor, "B L C"]:
-        """Logits at every position; tokens beyond an utterance's `lengths` are not read."""
+        self, tokens: Int[Tensor, "R L"], lengths: Int[Tensor, "R"], memory: Memory
+    ) -> Float[Tensor, "R L C"]:
+        """Logits at every position; tokens beyond a row's `lengths` are not read.
+
+        R is a multiple of the memory's B: rows 0 .. R/B - 1 are of the first utterance, and so on.
+        They share its keys and values.
+        """
         padding = find_padding(lengths, tokens.shape[1])
         mask = None if padding is None else padding.keys
         x = self._embed(tokens, 0)

@@ -70,7 +70,7 @@ def run_demo(
     seed: int,
     device: str,
     say: Callable[[str], None],
-    utterances: tuple[int, int, int] = (600, 100, 100),
+    utterances: tuple[int, int, int] = (1200, 100, 100),
 ) -> list[DemoRow]:
     """Run every stage into `out` (finished ones are found complete), write results.json and
     report.html.

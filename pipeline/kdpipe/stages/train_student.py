@@ -227,9 +227,10 @@ def student_losses(
         encoded = model.encode(features, batch.feature_lengths)
         memory = model.decoder.project_memory(encoded.hidden, encoded.lengths)
         frame_log_probs = model.ctc_log_probs(encoded.hidden)
-        tokens, lengths = batch.tokens.repeat(copies, 1), batch.token_lengths.repeat(copies)
+        tokens = batch.tokens.repeat_interleave(copies, 0)
+        lengths = batch.token_lengths.repeat_interleave(copies)
         masks = draw_masks(lengths, generator, tokens.shape[1])
-        logits = _masked_logits(model, tokens, lengths, masks, _repeated(memory, copies))
+        logits = _masked_logits(model, tokens, lengths, masks, memory)
         terms = {
             "ctc": ctc_loss(frame_log_probs, encoded.lengths, batch.tokens, batch.token_lengths),
             "mlm": masked_lm_loss(logits, tokens, masks, smoothing),
@@ -251,17 +252,13 @@ def student_losses(
     return losses
 
 
-def _repeated(memory: Memory, copies: int) -> Memory:
-    """The memory of the batch, `copies` times one after the other."""
-    if copies == 1:
-        return memory
-    return memory.select(torch.arange(memory.size, device=memory.keys[0].device).repeat(copies))
-
-
 def _masked_logits(
     model: RecognitionModel, tokens: Tensor, lengths: Tensor, masks: Tensor, memory: Memory
 ) -> Tensor:
-    """Logits (B, L, V + 1) of the decoder that sees `tokens` with `masks` hidden."""
+    """Logits (R, L, V + 1) of the decoder that sees `tokens` with `masks` hidden.
+
+    Equally many rows for each utterance, one utterance's rows first.
+    """
     mask_id = model.config.vocab_size
     logits: Tensor = model.decoder(apply_masks(tokens, masks, mask_id), lengths, memory)
     return logits
@@ -280,7 +277,8 @@ def _frame_terms(
 ) -> dict[str, UtteranceLoss]:
     """F-KD after the encoder (Eq. 7) and after the decoder (Eq. 11).
 
-    `logits` and `masks` hold the batch as often as it was masked, one masking after the other.
+    `logits` and `masks` hold every utterance as often as it was masked, one utterance after the
+    other.
     """
     terms = {}
     if "encoder_frame" in needed:
@@ -288,15 +286,14 @@ def _frame_terms(
             frame_log_probs, encoded.lengths, targets.frames, settings.tail
         )
     if "decoder_frame" in needed:
-        size = len(batch.token_lengths)
-        log_probs_of = torch.split(class_log_probs(logits, vocab_size), size)
-        maskings = zip(log_probs_of, torch.split(masks, size), strict=True)
+        log_probs, copies = class_log_probs(logits, vocab_size), len(masks) // len(batch.tokens)
         terms["decoder_frame"] = join_losses(
             decoder_frame_loss(
-                log_probs, masked, batch.token_lengths, targets.tokens, settings.tail
+                log_probs[copy::copies], masks[copy::copies], batch.token_lengths, targets.tokens,
+                settings.tail,
             )
-            for log_probs, masked in maskings
-        )
+            for copy in range(copies)
+        )  # fmt: skip
     return terms
 
 
@@ -337,6 +334,26 @@ def _decoder_sequence(
         nothing = flat.posteriors.new_zeros(batch_size)
         return UtteranceLoss(nothing, nothing)
     masks = draw_masks(flat.lengths, generator, flat.tokens.shape[1])
-    rows = memory.select(flat.utterances)
-    logits = _masked_logits(model, flat.tokens, flat.lengths, masks, rows)
+    slots, rows = _equal_rows(flat.utterances, batch_size)
+    logits = _masked_logits(
+        model, _spread(flat.tokens, slots, rows), _spread(flat.lengths, slots, rows),
+        _spread(masks, slots, rows), memory,
+    )[slots]  # fmt: skip
     return decoder_sequence_loss(logits, masks, flat, batch_size, model.config.vocab_size)
+
+
+def _equal_rows(utterances: Tensor, batch_size: int) -> tuple[Tensor, int]:
+    """Places of hypotheses where every utterance has equally many, and how many places there are.
+
+    `utterances` (H,) is the utterance of each hypothesis, in order.
+    """
+    counts = torch.bincount(utterances, minlength=batch_size)
+    first = counts.cumsum(0) - counts
+    width = int(counts.max())
+    rank = torch.arange(len(utterances), device=utterances.device) - first[utterances]
+    return utterances * width + rank, batch_size * width
+
+
+def _spread(values: Tensor, slots: Tensor, rows: int) -> Tensor:
+    """`values` at their slots of `rows` rows, 0 elsewhere."""
+    return values.new_zeros(rows, *values.shape[1:]).index_copy(0, slots, values)

@@ -1,0 +1,78 @@
+"""Dev error against training time, plain and distilled, as one SVG.
+
+    python tests/benchmarks/distillation_curves.py --out docs/images/distillation.svg MODEL ...
+
+The lines are greedy CTC on dev as train.jsonl has it after every epoch, over the wall time of the
+updates so far; models of one name but for the seed share a colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from kdpipe.files import read_jsonl
+from kdpipe.scoring.page.markup import Html, el
+from kdpipe.scoring.page.plot import Axis, Panel, end_names, line_mark, linear_axis, svg
+
+WIDTH, HEIGHT = 720, 330
+LEFT, RIGHT, TOP, BOTTOM = 40, 130, 26, 40
+COLOURS = ("#0072b2", "#c8540a", "#00866a", "#a8508a", "#2b3036", "#a17800")
+STYLE = """
+svg { background: #fbfaf8; font-family: -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
+text { fill: #1d2126; font-size: 12px; } .title { font-weight: 600; }
+.tick { fill: #5f6872; font-size: 11px; }
+.name { fill: var(--c); font-size: 11px; font-weight: 600; }
+.grid { stroke: #e4e3df; } .axis { stroke: #9aa0a6; }
+.line { fill: none; stroke: var(--c); stroke-width: 1.6; } .dot { fill: var(--c); }
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rate", choices=["cer", "wer"], default="wer")
+    arguments = parser.parse_args()
+    picture = draw({path.name: curve(path, arguments.rate) for path in arguments.models},
+                   arguments.rate)  # fmt: skip
+    arguments.out.write_text(picture + "\n", encoding="utf-8")
+
+
+def curve(model: Path, rate: str) -> list[tuple[float, float]]:
+    """(minutes of updates, percent) after every epoch."""
+    epochs: list[Any] = [r for r in read_jsonl(model / "train.jsonl") if r["type"] == "epoch"]
+    minutes = accumulate(float(record["seconds"]) / 60 for record in epochs)
+    return [(at, 100 * float(r[f"dev_{rate}"])) for at, r in zip(minutes, epochs, strict=True)]
+
+
+def draw(curves: dict[str, list[tuple[float, float]]], rate: str) -> Html:
+    """One panel; the axis up ends at 100%."""
+    longest = max(points[-1][0] for points in curves.values())
+    panel = Panel(
+        WIDTH, HEIGHT, linear_axis([longest], LEFT, WIDTH - RIGHT),
+        Axis(0.0, 100.0, HEIGHT - BOTTOM, TOP),
+    )  # fmt: skip
+    groups = {name: re.sub(r"-s\d+$", "", name) for name in curves}
+    order = list(dict.fromkeys(groups.values()))
+    lines = [
+        line_mark(panel, points, f"k{order.index(groups[name])}", f"{name} {points[-1][1]:.1f}")
+        for name, points in curves.items()
+    ]
+    last = {groups[name]: points[-1] for name, points in curves.items()}
+    ends = [(*last[g], f"{g} {last[g][1]:.1f}", f"k{i}") for i, g in enumerate(order)]
+    colours = "".join(f".k{i} {{ --c: {colour}; }}\n" for i, colour in enumerate(COLOURS))
+    title = f"dev {rate.upper()}, greedy CTC, %"
+    picture = svg(
+        WIDTH, HEIGHT, title, el("style", Html(STYLE + colours)),
+        panel.frame(title, "minutes of training, one core", lambda v: f"{v:g}", lambda v: f"{v:g}"),
+        *lines, *end_names(panel, ends),
+    )  # fmt: skip
+    return Html(picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+
+
+if __name__ == "__main__":
+    main()
