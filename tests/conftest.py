@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from jaxtyping import install_import_hook
 install_import_hook("kdpipe", "beartype.beartype")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A shell makes what it starts in the background deaf to Ctrl-C, children included: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

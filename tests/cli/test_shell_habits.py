@@ -227,16 +227,11 @@ def test_a_full_stdout(world: World) -> None:
     assert len(written.stderr.splitlines()) == 2
 
 
-def _listen_to_ctrl_c() -> None:
-    """Shells make what they start in the background deaf to it, tests and all."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def interrupted(arguments: list[str], ready: Path) -> str:
     """stderr of a command that gets Ctrl-C, with all its processes, when `ready` has content."""
     process = subprocess.Popen(
         [*KDPIPE, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=ENVIRONMENT, start_new_session=True, preexec_fn=_listen_to_ctrl_c,
+        env=ENVIRONMENT, start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
