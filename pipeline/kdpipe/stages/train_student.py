@@ -92,7 +92,7 @@ def train_student(
         raise ConfigError(
             recipe.name, "specaugment.time_warp", recipe.specaugment.time_warp,
             "time warp moves the student's frames against the teacher's",
-            "Set it to 0, or train without a teacher",
+            "Set it to 0, or train without --targets and --online-teacher",
         )  # fmt: skip
     where = pick_device(device)
     split = prepared.split("train")
