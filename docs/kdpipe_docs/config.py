@@ -9,8 +9,9 @@ from importlib import resources
 from typing import Any
 
 from kdpipe.config import Recipe, recipe_names
+from kdpipe.models.sizes import size_table
 
-__all__ = ["config_page", "number", "recipe_keys"]
+__all__ = ["config_page", "number", "recipe_keys", "sizes"]
 
 HEAD = """# Recipe keys
 
@@ -22,6 +23,16 @@ before anything is read.
 
 Made from the dataclasses of `kdpipe.config`.
 """
+
+
+SIZES = """## The named sizes
+
+Parameters of `size = "L"`, `"M"`, `"S"`, `"XS"` as a teacher, beside Table 2 of the paper. L, S and
+XS are the paper's with Mandarin's 4233 characters, M with English's 5000 pieces: embedding, output
+and CTC layers grow with the vocabulary. A Mask-CTC student has one class (the mask) more.
+
+| size | 4233 tokens | 5000 tokens | the paper |
+|---|---|---|---|"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +50,18 @@ def config_page() -> str:
     """The whole page as Markdown."""
     sections = [_section(cls, paths) for cls, paths in _sections().items()]
     recipes = [_recipe(name) for name in recipe_names()]
-    return "\n".join([HEAD, *sections, "## The shipped recipes\n", *recipes])
+    return "\n".join([HEAD, *sections, sizes(), "## The shipped recipes\n", *recipes])
+
+
+def sizes() -> str:
+    """Parameter counts of the named sizes beside the paper's."""
+    pairs = zip(size_table(4233), size_table(5000), strict=True)
+    rows = [
+        f"| {few.name} | {few.parameters / 1e6:.1f} M | {many.parameters / 1e6:.1f} M |"
+        f" {few.paper_millions:.1f} M |"
+        for few, many in pairs
+    ]
+    return "\n".join([SIZES, *rows, ""])
 
 
 def recipe_keys() -> Iterator[Key]:

@@ -25,6 +25,7 @@ RECIPE = "an4"
 SPLITS = ("dev", "test")
 SAME = (
     "student.model.dim=128", "student.model.inner=512", "student.training.learning_rate=2e-3",
+    "student.stages.0.epochs=12", "student.stages.1.epochs=3",
 )  # fmt: skip
 """The student of the teacher's size; the recipe itself has the small one."""
 NO_SEQUENCE = ("distillation.sequence=false",)

@@ -76,6 +76,12 @@ def test_every_recipe_key_says_what_it_means() -> None:
     assert "`beta_frame` | number | `1.0` | 0 to 1,000" in config_page()
 
 
+def test_sizes_stand_beside_the_papers() -> None:
+    page = config_page()
+    for row in ("| L | 115.0 M | 116.1 M | 115.0 M |", "| M | 46.2 M | 46.8 M | 46.8 M |"):
+        assert row in page
+
+
 def test_public_names_are_documented() -> None:
     values = {name: resolve(name) for name in documented_names()}
     silent = [
