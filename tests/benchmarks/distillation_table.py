@@ -72,7 +72,7 @@ class Decodes:
         return [
             (row, search)
             for row in self.rows()
-            for search in ("ctc", "beam1", "beam5", "beam10")
+            for search in ("ctc", "beam1", "beam5", "beam10", "p99-beam1", "p99-beam10")
             if self.folder(self.models(row)[0].name, "test", search).is_dir()
         ]
 
