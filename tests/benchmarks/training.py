@@ -34,7 +34,7 @@ from kdpipe.stages.targets import TargetSource, online_targets
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.stages.train_student import student_losses
 from kdpipe.stages.train_teacher import teacher_losses
-from kdpipe.stages.training import StepLosses, make_optimizer
+from kdpipe.stages.training import StepLosses, autocast, make_optimizer
 from kdpipe.store import TeacherStore, open_store
 from kdpipe.testing import tiny_manifest
 from kdpipe.text.tokenizer import Tokenizer
@@ -88,7 +88,9 @@ def trainer(
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses(batch, stage_epoch, generator)["total"])
+        with autocast(CPU, "auto"):
+            total = losses(batch, stage_epoch, generator)["total"]
+        torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         for group in optimizer.param_groups:
             group["lr"] = 1e-4

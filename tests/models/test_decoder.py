@@ -54,6 +54,19 @@ def test_later_tokens_never_reach_earlier_outputs(tiny_model: TinyModel) -> None
         assert torch.equal(logits[0], logits[1])
 
 
+def test_rows_of_an_utterance_share_its_memory(tiny_model: TinyModel) -> None:
+    model = tiny_model("mask-ctc")
+    encoded = encoded_batch(model, [60, 30])
+    lengths = torch.tensor([3, 7, 1, 2, 5, 4])
+    tokens = torch.randint(0, 11, (6, 7))
+    with torch.inference_mode():
+        memory = model.decoder.project_memory(encoded.hidden, encoded.lengths)
+        together = model.decoder(tokens, lengths, memory)
+        copied = model.decoder(tokens, lengths, memory.select(torch.tensor([0, 0, 0, 1, 1, 1])))
+    inside = torch.arange(7) < lengths[:, None]
+    assert torch.allclose(together[inside], copied[inside], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["ar", "mask-ctc"])
 def test_sequence_alone_equals_itself_in_a_batch(tiny_model: TinyModel, kind: str) -> None:
     model = tiny_model(kind)

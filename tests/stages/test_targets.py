@@ -21,7 +21,13 @@ from kdpipe.stages.build import fresh_model
 from kdpipe.stages.cached_targets import cached_targets, open_targets, store_lineage
 from kdpipe.stages.targets import TargetSource, online_targets
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
-from kdpipe.stages.train_student import stage_weights, student_losses, train_student
+from kdpipe.stages.train_student import (
+    _equal_rows,
+    _spread,
+    stage_weights,
+    student_losses,
+    train_student,
+)
 from kdpipe.store import open_store
 from kdpipe.testing import TINY_RECIPE, random_model, tiny_recipe
 from kdpipe.text.tokenizer import Tokenizer
@@ -96,7 +102,7 @@ def test_two_maskings_are_the_batch_seen_twice(tiny_data: PreparedData, exact_st
     source = cached_targets(open_store(exact_store), 4, CPU)
     model, split = _student(tiny_data), tiny_data.split("train")
     found = []
-    for copies, rows in ((2, [0, 5, 7]), (1, [0, 5, 7, 0, 5, 7])):
+    for copies, rows in ((2, [0, 5, 7]), (1, [0, 0, 5, 5, 7, 7])):
         recipe = tiny_recipe(
             "specaugment.time_masks=0", "specaugment.frequency_masks=0",
             f"student.masks_per_utterance={copies}",
@@ -107,6 +113,13 @@ def test_two_maskings_are_the_batch_seen_twice(tiny_data: PreparedData, exact_st
     assert {"mlm", "decoder_frame"} <= set(found[0])
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name])
+
+
+def test_hypotheses_are_laid_out_as_equally_many_rows_an_utterance() -> None:
+    slots, rows = _equal_rows(torch.tensor([0, 0, 0, 2, 2]), 3)
+    assert (slots.tolist(), rows) == ([0, 1, 2, 6, 7], 9)
+    spread = _spread(torch.tensor([[5], [6], [7], [8], [9]]), slots, rows)
+    assert spread.flatten().tolist() == [5, 6, 7, 0, 0, 0, 8, 9, 0]
 
 
 def test_without_targets_only_the_joint_loss_is_left(tiny_data: PreparedData) -> None:

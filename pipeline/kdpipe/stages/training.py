@@ -32,7 +32,14 @@ from kdpipe.progress import progress_bar
 from kdpipe.stages.tensorboard import open_events
 from kdpipe.stages.train_log import TrainLog
 
-__all__ = ["StepLosses", "TrainingRun", "learning_rate", "make_optimizer", "run_training"]
+__all__ = [
+    "StepLosses",
+    "TrainingRun",
+    "autocast",
+    "learning_rate",
+    "make_optimizer",
+    "run_training",
+]
 
 StepLosses = Callable[[Batch, int, torch.Generator], Mapping[str, Tensor]]
 """Loss terms of a batch by name, `total` among them; arguments: batch, epoch, generator."""
