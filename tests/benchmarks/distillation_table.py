@@ -174,7 +174,15 @@ def line(row: dict[str, Any]) -> str:
 
 
 def both(rates: dict[str, Any]) -> str:
-    return f"{100 * rates['cer']['rate']:.1f} / {100 * rates['wer']['rate']:.1f}"
+    """Means of CER and WER, and from the best seed to the worst where there are several."""
+    means = f"{100 * rates['cer']['rate']:.1f} / {100 * rates['wer']['rate']:.1f}"
+    if len(rates["wer"]["per_seed"]) == 1:
+        return means
+    spread = [
+        f"{100 * min(each):.1f}-{100 * max(each):.1f}"
+        for each in (rates[unit]["per_seed"] for unit in ("cer", "wer"))
+    ]
+    return f"{means} ({' / '.join(spread)})"
 
 
 def share(counts: dict[str, Any]) -> str:
