@@ -32,14 +32,15 @@ MAIN_SEARCH = "beam10"
 
 
 def write_table(out: Path, path: Path) -> str:
-    """Write the rows as JSON; returns the tables as Markdown."""
+    """Write the rows as JSON, beside it all searches and steps; returns the tables as Markdown."""
     found = Decodes(out)
     rows = [row_of(found, name, MAIN_SEARCH) for name in found.rows()]
     searches = [row_of(found, name, search) for name, search in found.searches()]
     steps = [step for pair in STEPS for step in compare(found, *pair)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"rows": rows, "searches": searches, "steps": steps}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    further = path.with_name(f"{path.stem}-searches.json")
+    further.write_text(json.dumps({"searches": searches, "steps": steps}, indent=1) + "\n")
     return "\n\n".join([markdown(rows), markdown(searches), steps_markdown(steps)])
 
 
