@@ -2,16 +2,19 @@
 
     python tests/benchmarks/distillation_curves.py --out docs/images/distillation.svg MODEL ...
 
-The lines are greedy CTC on dev as train.jsonl has it after every epoch, over the wall time of the
-updates so far; models of one name but for the seed share a colour.
+The lines are greedy CTC on dev as train.jsonl has it after every epoch, over the time of the
+updates so far. Models of one name but for the seed share a colour and, since other work may have run beside
+one of them, the time of an epoch: the median of their wall times.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from kdpipe.files import read_jsonl
@@ -21,6 +24,7 @@ from kdpipe.scoring.page.plot import Axis, Panel, end_names, line_mark, linear_a
 WIDTH, HEIGHT = 720, 330
 LEFT, RIGHT, TOP, BOTTOM = 40, 130, 26, 40
 COLOURS = ("#0072b2", "#c8540a", "#00866a", "#a8508a", "#2b3036", "#a17800")
+ACROSS = "minutes of training, one of two busy cores"
 STYLE = """
 svg { background: #fbfaf8; font-family: -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
 text { fill: #1d2126; font-size: 12px; } .title { font-weight: 600; }
@@ -37,38 +41,53 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rate", choices=["cer", "wer"], default="wer")
     arguments = parser.parse_args()
-    picture = draw({path.name: curve(path, arguments.rate) for path in arguments.models},
-                   arguments.rate)  # fmt: skip
+    picture = draw(curves(arguments.models, arguments.rate), arguments.rate)
     arguments.out.write_text(picture + "\n", encoding="utf-8")
 
 
-def curve(model: Path, rate: str) -> list[tuple[float, float]]:
-    """(minutes of updates, percent) after every epoch."""
-    epochs: list[Any] = [r for r in read_jsonl(model / "train.jsonl") if r["type"] == "epoch"]
-    minutes = accumulate(float(record["seconds"]) / 60 for record in epochs)
-    return [(at, 100 * float(r[f"dev_{rate}"])) for at, r in zip(minutes, epochs, strict=True)]
+def group_of(name: str) -> str:
+    """The model's name without its seed."""
+    return re.sub(r"-s\d+$", "", name)
 
 
-def draw(curves: dict[str, list[tuple[float, float]]], rate: str) -> Html:
+def curves(models: Sequence[Path], rate: str) -> dict[str, list[tuple[float, float]]]:
+    """(minutes of updates, percent) after every epoch, by model."""
+    logs: dict[str, list[Any]] = {
+        path.name: [r for r in read_jsonl(path / "train.jsonl") if r["type"] == "epoch"]
+        for path in models
+    }
+    found = {}
+    for name, records in logs.items():
+        together = [log for other, log in logs.items() if group_of(other) == group_of(name)]
+        seconds = [median(float(r["seconds"]) for r in each) for each in zip(*together)]  # noqa: B905
+        minutes = (total / 60 for total in accumulate(seconds))
+        found[name] = [
+            (at, 100 * float(record[f"dev_{rate}"]))
+            for at, record in zip(minutes, records, strict=False)
+        ]
+    return found
+
+
+def draw(lines_of: dict[str, list[tuple[float, float]]], rate: str) -> Html:
     """One panel; the axis up ends at 100%."""
-    longest = max(points[-1][0] for points in curves.values())
+    longest = max(points[-1][0] for points in lines_of.values())
     panel = Panel(
         WIDTH, HEIGHT, linear_axis([longest], LEFT, WIDTH - RIGHT),
         Axis(0.0, 100.0, HEIGHT - BOTTOM, TOP),
     )  # fmt: skip
-    groups = {name: re.sub(r"-s\d+$", "", name) for name in curves}
+    groups = {name: group_of(name) for name in lines_of}
     order = list(dict.fromkeys(groups.values()))
     lines = [
         line_mark(panel, points, f"k{order.index(groups[name])}", f"{name} {points[-1][1]:.1f}")
-        for name, points in curves.items()
+        for name, points in lines_of.items()
     ]
-    last = {groups[name]: points[-1] for name, points in curves.items()}
-    ends = [(*last[g], f"{g} {last[g][1]:.1f}", f"k{i}") for i, g in enumerate(order)]
+    last = {groups[name]: points[-1] for name, points in lines_of.items()}
+    ends = [(*last[g], g, f"k{i}") for i, g in enumerate(order)]
     colours = "".join(f".k{i} {{ --c: {colour}; }}\n" for i, colour in enumerate(COLOURS))
     title = f"dev {rate.upper()}, greedy CTC, %"
     picture = svg(
         WIDTH, HEIGHT, title, el("style", Html(STYLE + colours)),
-        panel.frame(title, "minutes of training, one core", lambda v: f"{v:g}", lambda v: f"{v:g}"),
+        panel.frame(title, ACROSS, lambda v: f"{v:g}", lambda v: f"{v:g}"),
         *lines, *end_names(panel, ends),
     )  # fmt: skip
     return Html(picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
