@@ -3,8 +3,8 @@
     python tests/benchmarks/distillation_curves.py --out docs/images/distillation.svg MODEL ...
 
 The lines are greedy CTC on dev as train.jsonl has it after every epoch, over the time of the
-updates so far. Models of one name but for the seed share a colour and, since other work may have run beside
-one of them, the time of an epoch: the median of their wall times.
+updates so far. Models of one name but for the seed share a colour and, since other work may have
+run beside one of them, the time of an epoch: the median of their wall times.
 """
 
 from __future__ import annotations
