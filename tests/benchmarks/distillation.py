@@ -11,12 +11,13 @@ interrupted resumes, so several `run`s with different rows may work on one folde
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from kdpipe.corpus.manifest import read_manifest, write_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.distillation_table import write_table
@@ -120,12 +121,8 @@ def prepare(corpus: Path, out: Path) -> None:
 
 def prepare_half(corpus: Path, out: Path) -> None:
     """Every second training utterance, with the tokens and features of the teacher."""
-    lines = (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines()[::2]
-    records = [json.loads(line) for line in lines]
-    for record in records:
-        record["audio_filepath"] = str((corpus / record["audio_filepath"]).resolve())
     half = out / "half-train.jsonl"
-    half.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_manifest(half, read_manifest(corpus.resolve() / "train.jsonl")[::2])
     manifests = [f"--train={half}", *(f"--{split}={corpus}/{split}.jsonl" for split in SPLITS)]
     like = ("--like", out / "teacher", "--speed", "0.9,1.0,1.1")
     kdpipe("prepare", *manifests, *like, "--out", out / "half")
