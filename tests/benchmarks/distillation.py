@@ -26,10 +26,21 @@ RECIPE = "an4"
 SPLITS = ("dev", "test")
 SAME = (
     "student.model.dim=128", "student.model.inner=512", "student.training.learning_rate=2e-3",
-    "student.stages.0.epochs=12", "student.stages.1.epochs=3",
+    "student.training.warmup_steps=600", "student.stages.0.epochs=12", "student.stages.1.epochs=3",
 )  # fmt: skip
 """The student of the teacher's size; the recipe itself has the small one."""
+SHORT = (
+    "student.training.warmup_steps=600", "student.stages.0.epochs=8", "student.stages.1.epochs=2",
+)  # fmt: skip
+"""Half the recipe's schedule, for the ablations: each is compared with the rows short-*."""
+HALF = ("student.training.warmup_steps=600",)
+"""Half the speech for all the recipe's epochs: as many updates as the rows short-* make."""
 NO_SEQUENCE = ("distillation.sequence=false",)
+
+
+def both_stages(key: str, value: float) -> tuple[str, ...]:
+    """One weight of Eq. 10 or 13, in both stages."""
+    return tuple(f"student.stages.{stage}.{key}={value}" for stage in (0, 1))
 
 
 @dataclass(frozen=True)
@@ -51,22 +62,26 @@ ROWS = {
     "small-plain": Row((), None),
     "small-f-kd": Row(NO_SEQUENCE),
     "small-fs-kd": Row(),
-    "encoder-only": Row(("student.stages.0.gamma_decoder=0", "student.stages.1.gamma_decoder=0")),
-    "decoder-only": Row(("student.stages.0.gamma_encoder=0", "student.stages.1.gamma_encoder=0")),
-    "nbest-1": Row(("distillation.nbest=1",)),
-    "tail-drop": Row(("distillation.tail=drop",)),
-    "tail-renormalise": Row(("distillation.tail=renormalise",)),
-    "top-1": Row((), "top-1"),
-    "top-4": Row((), "top-4"),
-    "top-16": Row((), "top-16"),
-    "scale-paper": Row(("distillation.scale=paper",)),
-    "one-masking": Row(("student.masks_per_utterance=1",)),
     "plain-lr-2e-3": Row(("student.training.learning_rate=2e-3",), None),
     "plain-lr-8e-3": Row(("student.training.learning_rate=8e-3",), None),
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
-    "online": Row((), "online"),
-    "half-plain": Row((), None, "half"),
-    "half-fs-kd": Row((), "train", "half"),
+    "short-plain": Row(SHORT, None),
+    "short-f-kd": Row((*SHORT, *NO_SEQUENCE)),
+    "short-fs-kd": Row(SHORT),
+    "encoder-only": Row((*SHORT, *both_stages("gamma_decoder", 0))),
+    "decoder-only": Row((*SHORT, *both_stages("gamma_encoder", 0))),
+    "encoder-x4": Row((*SHORT, *both_stages("gamma_encoder", 2))),
+    "nbest-1": Row((*SHORT, "distillation.nbest=1")),
+    "tail-drop": Row((*SHORT, "distillation.tail=drop")),
+    "tail-renormalise": Row((*SHORT, "distillation.tail=renormalise")),
+    "top-1": Row(SHORT, "top-1"),
+    "top-4": Row(SHORT, "top-4"),
+    "top-16": Row(SHORT, "top-16"),
+    "scale-paper": Row((*SHORT, "distillation.scale=paper")),
+    "one-masking": Row((*SHORT, "student.masks_per_utterance=1")),
+    "online": Row(SHORT, "online"),
+    "half-plain": Row(HALF, None, "half"),
+    "half-fs-kd": Row(HALF, "train", "half"),
 }
 TABLE_1 = tuple(name for name in ROWS if name.startswith(("same-", "small-")))
 """These rows are decoded in every search; the others greedily and with the widest beam."""
@@ -96,6 +111,7 @@ def main() -> None:
     run.add_argument("--corpus", type=Path, required=True)
     run.add_argument("--rows", nargs="+", choices=["teacher", *ROWS], required=True)
     run.add_argument("--seeds", nargs="+", type=int, default=[0])
+    run.add_argument("--speed", default="0.9,1.0,1.1", help="of the training speech")
     run.add_argument("--device", default="cpu")
     run.add_argument("--set", dest="overrides", nargs="+", default=[])
     table = actions.add_parser("table")
@@ -104,27 +120,27 @@ def main() -> None:
         each.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.action == "table":
-        print(write_table(arguments.out, arguments.json))
+        print(write_table(arguments.out, arguments.json, tuple(SEARCHES)))
         return
-    prepare(arguments.corpus, arguments.out)
+    prepare(arguments.corpus, arguments.out, arguments.speed)
     for row in arguments.rows:
         for seed in arguments.seeds if row != "teacher" else [0]:
             run_row(arguments, row, seed)
 
 
-def prepare(corpus: Path, out: Path) -> None:
-    """The data that every row shares: three speeds of the training speech, character tokens."""
+def prepare(corpus: Path, out: Path, speed: str) -> None:
+    """The data that every row shares: the training speech at every speed, character tokens."""
     manifests = [f"--{split}={corpus}/{split}.jsonl" for split in ("train", *SPLITS)]
     if not (out / "data").exists():
-        kdpipe("prepare", *manifests, "--speed", "0.9,1.0,1.1", "--out", out / "data")
+        kdpipe("prepare", *manifests, "--speed", speed, "--out", out / "data")
 
 
-def prepare_half(corpus: Path, out: Path) -> None:
+def prepare_half(corpus: Path, out: Path, speed: str) -> None:
     """Every second training utterance, with the tokens and features of the teacher."""
     half = out / "half-train.jsonl"
     write_manifest(half, read_manifest(corpus.resolve() / "train.jsonl")[::2])
     manifests = [f"--train={half}", *(f"--{split}={corpus}/{split}.jsonl" for split in SPLITS)]
-    like = ("--like", out / "teacher", "--speed", "0.9,1.0,1.1")
+    like = ("--like", out / "teacher", "--speed", speed)
     kdpipe("prepare", *manifests, *like, "--out", out / "half")
 
 
@@ -140,7 +156,7 @@ def run_row(arguments: argparse.Namespace, row: str, seed: int) -> None:
         searches = FEW_SEARCHES
     else:
         if not folder.exists():
-            prepare_half(arguments.corpus, out)
+            prepare_half(arguments.corpus, out, arguments.speed)
         targets = dump(out, ROWS[row].store, arguments.device)
         every = [*ROWS[row].overrides, *overrides]
         kdpipe("train-student", *where, "--out", model, *targets, *settings(every))

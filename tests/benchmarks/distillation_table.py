@@ -27,21 +27,28 @@ MAIN_ROWS = (
 STEPS = (
     ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
     ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
+    ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
+    ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
+    ("half-plain", "half-fs-kd"), ("half-fs-kd", "short-plain"),
+    *(("short-fs-kd", row) for row in (
+        "encoder-only", "decoder-only", "encoder-x4", "nbest-1", "tail-drop", "tail-renormalise",
+        "top-1", "top-4", "top-16", "scale-paper", "one-masking", "online",
+    )),
 )  # fmt: skip
 MAIN_SEARCH = "beam10"
 
 
-def write_table(out: Path, path: Path) -> str:
+def write_table(out: Path, path: Path, searches: Sequence[str]) -> str:
     """Write the rows as JSON, beside it all searches and steps; returns the tables as Markdown."""
     found = Decodes(out)
     rows = [row_of(found, name, MAIN_SEARCH) for name in found.rows()]
-    searches = [row_of(found, name, search) for name, search in found.searches()]
+    every = [row_of(found, name, search) for name, search in found.decoded(searches)]
     steps = [step for pair in STEPS for step in compare(found, *pair)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")
     further = path.with_name(f"{path.stem}-searches.json")
-    further.write_text(json.dumps({"searches": searches, "steps": steps}, indent=1) + "\n")
-    return "\n\n".join([markdown(rows), markdown(searches), steps_markdown(steps)])
+    further.write_text(json.dumps({"searches": every, "steps": steps}, indent=1) + "\n")
+    return "\n\n".join([markdown(rows), markdown(every), steps_markdown(steps)])
 
 
 class Decodes:
@@ -69,11 +76,12 @@ class Decodes:
         names = [*MAIN_ROWS, *sorted(seen - set(MAIN_ROWS))]
         return [name for name in names if self.models(name)]
 
-    def searches(self) -> list[tuple[str, str]]:
+    def decoded(self, searches: Sequence[str]) -> list[tuple[str, str]]:
+        """The rows with each of the searches that decoded them."""
         return [
             (row, search)
             for row in self.rows()
-            for search in ("ctc", "beam1", "beam5", "beam10", "p99-beam1", "p99-beam10")
+            for search in searches
             if self.folder(self.models(row)[0].name, "test", search).is_dir()
         ]
 
