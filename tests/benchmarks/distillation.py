@@ -27,6 +27,7 @@ SPLITS = ("dev", "test")
 SAME = (
     "student.model.dim=128", "student.model.inner=512", "student.training.learning_rate=2e-3",
     "student.training.warmup_steps=600", "student.stages.0.epochs=12", "student.stages.1.epochs=3",
+    "distillation.scale=unit",
 )  # fmt: skip
 """The student of the teacher's size; the recipe itself has the small one."""
 SHORT = (
@@ -35,6 +36,7 @@ SHORT = (
 """Half the recipe's schedule, for the ablations: each is compared with the rows short-*."""
 HALF = ("student.training.warmup_steps=600",)
 """Half the speech for all the recipe's epochs: as many updates as the rows short-* make."""
+UNIT = "distillation.scale=unit"
 NO_SEQUENCE = ("distillation.sequence=false",)
 
 
@@ -64,20 +66,21 @@ ROWS = {
     "small-fs-kd": Row(),
     "plain-lr-2e-3": Row(("student.training.learning_rate=2e-3",), None),
     "plain-lr-8e-3": Row(("student.training.learning_rate=8e-3",), None),
+    "plain-unit": Row((UNIT,), None),
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
     "short-plain": Row(SHORT, None),
     "short-f-kd": Row((*SHORT, *NO_SEQUENCE)),
     "short-fs-kd": Row(SHORT),
     "encoder-only": Row((*SHORT, *both_stages("gamma_decoder", 0))),
     "decoder-only": Row((*SHORT, *both_stages("gamma_encoder", 0))),
-    "encoder-x4": Row((*SHORT, *both_stages("gamma_encoder", 2))),
+    "scale-unit": Row((*SHORT, UNIT)),
+    "scale-unit-encoder-x4": Row((*SHORT, UNIT, *both_stages("gamma_encoder", 2.0))),
     "nbest-1": Row((*SHORT, "distillation.nbest=1")),
     "tail-drop": Row((*SHORT, "distillation.tail=drop")),
     "tail-renormalise": Row((*SHORT, "distillation.tail=renormalise")),
     "top-1": Row(SHORT, "top-1"),
     "top-4": Row(SHORT, "top-4"),
     "top-16": Row(SHORT, "top-16"),
-    "scale-paper": Row((*SHORT, "distillation.scale=paper")),
     "one-masking": Row((*SHORT, "student.masks_per_utterance=1")),
     "online": Row(SHORT, "online"),
     "half-plain": Row(HALF, None, "half"),

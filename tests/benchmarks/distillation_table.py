@@ -27,28 +27,47 @@ MAIN_ROWS = (
 STEPS = (
     ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
     ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
-    ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
+    ("plain-unit", "small-plain"), ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
     ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
     ("half-plain", "half-fs-kd"), ("half-fs-kd", "short-plain"),
     *(("short-fs-kd", row) for row in (
-        "encoder-only", "decoder-only", "encoder-x4", "nbest-1", "tail-drop", "tail-renormalise",
-        "top-1", "top-4", "top-16", "scale-paper", "one-masking", "online",
+        "encoder-only", "decoder-only", "scale-unit", "scale-unit-encoder-x4", "nbest-1",
+        "tail-drop", "tail-renormalise", "top-1", "top-4", "top-16", "one-masking", "online",
     )),
 )  # fmt: skip
 MAIN_SEARCH = "beam10"
 
 
 def write_table(out: Path, path: Path, searches: Sequence[str]) -> str:
-    """Write the rows as JSON, beside it all searches and steps; returns the tables as Markdown."""
+    """Write the rows as JSON, beside it all searches and steps; returns the tables as Markdown.
+
+    Rows that an earlier file has and this folder has not, stay: a folder need not hold all runs.
+    """
     found = Decodes(out)
-    rows = [row_of(found, name, MAIN_SEARCH) for name in found.rows()]
+    further = path.with_name(f"{path.stem}-searches.json")
+    names = found.rows()
+    rows = [row_of(found, name, MAIN_SEARCH) for name in names]
+    rows = in_order(rows + [row for row in earlier(path, []) if row["name"] not in names])
+    before = earlier(further, {"searches": [], "steps": []})
     every = [row_of(found, name, search) for name, search in found.decoded(searches)]
+    every = in_order(every + [row for row in before["searches"] if row["name"] not in names])
     steps = [step for pair in STEPS for step in compare(found, *pair)]
+    kept = [s for s in before["steps"] if s["from"] not in names and s["to"] not in names]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")
-    further = path.with_name(f"{path.stem}-searches.json")
-    further.write_text(json.dumps({"searches": every, "steps": steps}, indent=1) + "\n")
-    return "\n\n".join([markdown(rows), markdown(every), steps_markdown(steps)])
+    further.write_text(json.dumps({"searches": every, "steps": kept + steps}, indent=1) + "\n")
+    return "\n\n".join([markdown(rows), markdown(every), steps_markdown(kept + steps)])
+
+
+def earlier(path: Path, nothing: Any) -> Any:
+    """What an earlier table wrote to `path`."""
+    return json.loads(path.read_text()) if path.exists() else nothing
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of Table 1 first, then the others as they came."""
+    places = {name: place for place, name in enumerate(MAIN_ROWS)}
+    return sorted(rows, key=lambda row: places.get(row["name"], len(places)))
 
 
 class Decodes:
