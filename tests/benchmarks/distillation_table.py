@@ -27,12 +27,15 @@ MAIN_ROWS = (
 STEPS = (
     ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
     ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
-    ("plain-unit", "small-plain"), ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
+    ("plain-unit", "small-plain"), ("small-plain", "plain-longer"),
+    ("plain-longer", "small-fs-kd"), ("small-plain", "fs-kd-unit-teacher"),
+    ("f-kd-unit-teacher", "fs-kd-unit-teacher"), ("fs-kd-unit-teacher", "small-fs-kd"),
+    ("scale-unit", "scale-paper"), ("scale-unit", "scale-unit-encoder-x4"),
     ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
     ("half-plain", "half-fs-kd"), ("half-fs-kd", "short-plain"),
     *(("short-fs-kd", row) for row in (
-        "encoder-only", "decoder-only", "scale-unit", "scale-unit-encoder-x4", "nbest-1",
-        "tail-drop", "tail-renormalise", "top-1", "top-4", "top-16", "one-masking", "online",
+        "encoder-only", "decoder-only", "nbest-1", "tail-drop", "tail-renormalise", "top-1",
+        "top-4", "top-16", "one-masking", "online",
     )),
 )  # fmt: skip
 MAIN_SEARCH = "beam10"
@@ -83,7 +86,7 @@ class Decodes:
 
     def models(self, row: str) -> list[Path]:
         """The row's models, by seed, that are decoded in the main search."""
-        names = [row] if row == "teacher" else [f"{row}-s{seed}" for seed in range(10)]
+        names = [row] if row.startswith("teacher") else [f"{row}-s{seed}" for seed in range(10)]
         return [self.out / name for name in names if self.folder(name, "test").is_dir()]
 
     def folder(self, name: str, split: str, search: str = MAIN_SEARCH) -> Path:
