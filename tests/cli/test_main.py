@@ -18,9 +18,10 @@ def test_every_command_has_help_with_an_example() -> None:
     import click
 
     for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
+        parent = click.Context(cli, info_name="kdpipe", **cli.context_settings)
+        command = cli.get_command(parent, name)
         assert command is not None
-        text = command.get_help(click.Context(command, info_name=name))
+        text = command.get_help(click.Context(command, info_name=name, parent=parent))
         if isinstance(command, click.Group):
             continue
         assert "Example" in text, name
