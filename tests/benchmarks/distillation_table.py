@@ -27,10 +27,10 @@ MAIN_ROWS = (
 STEPS = (
     ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
     ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
-    ("plain-unit", "small-plain"), ("small-plain", "plain-longer"),
-    ("plain-longer", "small-fs-kd"), ("small-plain", "fs-kd-unit-teacher"),
-    ("f-kd-unit-teacher", "fs-kd-unit-teacher"), ("fs-kd-unit-teacher", "small-fs-kd"),
-    ("scale-unit", "scale-paper"), ("scale-unit", "scale-unit-encoder-x4"),
+    ("plain-unit", "small-plain"), ("small-plain", "plain-8e-3"), ("plain-8e-3", "small-fs-kd"),
+    ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
+    ("small-fs-kd", "paper-teacher-fs-kd"), ("small-plain", "paper-teacher-fs-kd"),
+    ("scale-unit", "short-fs-kd"), ("scale-unit", "scale-unit-encoder-x4"),
     ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
     ("half-plain", "half-fs-kd"), ("half-fs-kd", "short-plain"),
     *(("short-fs-kd", row) for row in (
