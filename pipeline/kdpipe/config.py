@@ -144,7 +144,7 @@ class DistillationSection:
         "bucket", "what the classes below the store's floor become"
     )
     scale: Literal["unit", "paper"] = setting(
-        "unit", "unit: every term a mean per token or frame; paper: sums per utterance"
+        "unit", "the student's terms. unit: a mean per token or frame; paper: sums per utterance"
     )
     sequence: bool = setting(True, "false: no sequence-level term in any stage (+L_F-KD row)")
     nbest: int = setting(10, "hypotheses of the store used by Eq. 8", low=1, high=1000)
@@ -173,6 +173,9 @@ class TeacherSection:
 
     model: ModelSection
     training: TrainingSection = TrainingSection()
+    scale: Literal["unit", "paper"] = setting(
+        "unit", "of L_jca's two terms: a mean per token, or the sum of each utterance"
+    )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,6 @@ def train_teacher(
         "command": "train-teacher",
         "teacher": to_table(recipe.teacher),
         "specaugment": to_table(recipe.specaugment),
-        "scale": recipe.distillation.scale,
         "train_digest": prepared.split("train").manifest_digest,
         "feature_digest": prepared.feature_digest,
         "seed": seed,
@@ -78,7 +77,7 @@ def train_teacher(
 def teacher_losses(model: RecognitionModel, recipe: Recipe) -> StepLosses:
     """L_jca = alpha L_ctc + (1 - alpha) L_ar (Eq. 3) of one batch, each term by name."""
     augment = specaugment_settings(recipe.specaugment)
-    training, scale = recipe.teacher.training, recipe.distillation.scale
+    training, scale = recipe.teacher.training, recipe.teacher.scale
     weights = DistillationWeights(alpha=training.ctc_weight)
     sos_eos = model.config.vocab_size - 1
 
