@@ -35,7 +35,7 @@ SAME = (
 )  # fmt: skip
 """The student of the teacher's size; the recipe itself has the small one.
 
-Measured when the recipe had means per unit for teacher and students."""
+Measured when the recipe's students had means per unit."""
 SHORT = (
     "student.training.warmup_steps=600", "student.stages.0.epochs=8", "student.stages.1.epochs=2",
 )  # fmt: skip

@@ -50,10 +50,10 @@ def write_table(out: Path, path: Path, searches: Sequence[str]) -> str:
     further = path.with_name(f"{path.stem}-searches.json")
     names = found.rows()
     rows = [row_of(found, name, MAIN_SEARCH) for name in names]
-    rows = in_order(rows + [row for row in earlier(path, []) if row["name"] not in names])
+    rows = with_earlier(rows, earlier(path, []), names)
     before = earlier(further, {"searches": [], "steps": []})
     every = [row_of(found, name, search) for name, search in found.decoded(searches)]
-    every = in_order(every + [row for row in before["searches"] if row["name"] not in names])
+    every = with_earlier(every, before["searches"], names)
     steps = [step for pair in STEPS for step in compare(found, *pair)]
     kept = [s for s in before["steps"] if s["from"] not in names and s["to"] not in names]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +67,13 @@ def earlier(path: Path, nothing: Any) -> Any:
     return json.loads(path.read_text()) if path.exists() else nothing
 
 
-def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of Table 1 first, then the others as they came."""
+def with_earlier(
+    rows: list[dict[str, Any]], before: list[dict[str, Any]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """`rows` and those from before that are not of `names`; the rows of Table 1 first."""
     places = {name: place for place, name in enumerate(MAIN_ROWS)}
-    return sorted(rows, key=lambda row: places.get(row["name"], len(places)))
+    every = rows + [row for row in before if row["name"] not in names]
+    return sorted(every, key=lambda row: places.get(row["name"], len(places)))
 
 
 class Decodes:
@@ -85,8 +88,8 @@ class Decodes:
         }
 
     def models(self, row: str) -> list[Path]:
-        """The row's models, by seed, that are decoded in the main search."""
-        names = [row] if row.startswith("teacher") else [f"{row}-s{seed}" for seed in range(10)]
+        """The row's models, a teacher or by seed, that are decoded in the main search."""
+        names = [row, *(f"{row}-s{seed}" for seed in range(10))]
         return [self.out / name for name in names if self.folder(name, "test").is_dir()]
 
     def folder(self, name: str, split: str, search: str = MAIN_SEARCH) -> Path:
