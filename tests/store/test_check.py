@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tests.store.contract import make_header, make_targets, write_targets
 
-from kdpipe.errors import KdpipeError, StoreDamageError, StoreFormatError
-from kdpipe.store import StoreWriter, finish, open_store, store_state
+from kdpipe.errors import BusyOutputError, KdpipeError, StoreDamageError, StoreFormatError
+from kdpipe.store import StoreWriter, check, finish, open_store, store_state
 from kdpipe.store.check import verify_store
 from kdpipe.store.convert import convert_store
 from kdpipe.store.image import sealed_json
@@ -165,6 +165,38 @@ def test_a_store_under_construction_is_verified_and_mended(tmp_path: Path) -> No
         shutil.rmtree(tmp_path / "copy.zarr")
     flip(path / "records/c/0", 300, 1)
     assert len(verify_store(path).damaged_ids) == 1
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+@pytest.mark.parametrize("moment", ["read_working_header", "survey_ledger"])
+def test_a_store_that_is_finished_while_it_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
+) -> None:
+    path = tmp_path / name
+    write_targets(path, HEADER, range(COUNT))
+    step = getattr(check, moment)
+
+    def finished_meanwhile(working: Path) -> object:
+        monkeypatch.undo()
+        finish(path)
+        return step(working)
+
+    monkeypatch.setattr(check, moment, finished_meanwhile)
+    report = verify_store(path)
+    assert (report.state, report.utterances, report.sound) == ("complete", COUNT, True)
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_nothing_is_dropped_while_a_writer_is_at_work(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with StoreWriter(path, HEADER, flush_bytes=1) as writer:
+        for seed in range(3):
+            writer.add(make_targets(seed, HEADER))
+        with pytest.raises(BusyOutputError):
+            drop_utterances(path)
+        writer.add(make_targets(3, HEADER))
+    assert drop_utterances(path, ["utt-00001"]) == ["utt-00001"]
+    assert len(open_store(path, allow_partial=True)) == 3
 
 
 def test_half_a_line_is_no_damage(tmp_path: Path) -> None:

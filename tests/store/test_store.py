@@ -28,6 +28,7 @@ from kdpipe.errors import (
     UtteranceNotFoundError,
 )
 from kdpipe.store import StoreWriter, finish, open_store, store_state
+from kdpipe.store.journal import Ledger, read_ledger
 from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
 SMALL_SHARDS = {"flush_bytes": 5000, "shard_bytes": 1 << 16}
@@ -273,6 +274,37 @@ def test_opening_while_another_process_finishes(
 
     monkeypatch.setattr("kdpipe.store.opening.read_working_header", finished_meanwhile)
     assert open_store(path).complete
+
+
+def test_finishing_takes_nothing_from_a_reader_that_has_read_the_journals(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_targets(path, make_header(), range(3), **SMALL_SHARDS)
+
+    def finished_after(working: Path) -> Ledger:
+        monkeypatch.undo()
+        ledger = read_ledger(working)
+        finish(path)
+        return ledger
+
+    monkeypatch.setattr("kdpipe.store.opening.read_ledger", finished_after)
+    store = open_store(path, allow_partial=True)
+    assert store.complete
+    assert [store[utterance].id for utterance in store] == [f"utt-{n:05d}" for n in range(3)]
+
+
+def test_finishing_hides_nothing_from_a_reader_that_reads_the_journals(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_targets(path, make_header(), range(3))
+
+    def finished_before(working: Path) -> Ledger:
+        monkeypatch.undo()
+        finish(path)
+        return read_ledger(working)
+
+    monkeypatch.setattr("kdpipe.store.opening.read_ledger", finished_before)
+    assert len(open_store(path, allow_partial=True)) == 3
 
 
 def test_sections_are_the_raw_bytes(path: Path) -> None:

@@ -73,7 +73,10 @@ def verify_store(path: Path, advance: Advance = lambda utterances: None) -> Veri
     if state == "absent":
         raise StoreFormatError(path, "no teacher store", "Check the path")
     if state == "partial":
-        return _verify_partial(path, advance)
+        report = _verify_partial(path, advance)
+        if report is not None:
+            return report
+        state = "complete"
     try:
         parts = list(_damaged_files(path) if backend_of(path) == "zarr" else _damaged_hdf5(path))
     except StoreDamageError as error:
@@ -121,7 +124,18 @@ def _damaged_hdf5(path: Path) -> Iterator[Finding]:
             yield Finding(name, "its checksum does not fit")
 
 
-def _verify_partial(path: Path, advance: Advance) -> VerifyReport:
+def _verify_partial(path: Path, advance: Advance) -> VerifyReport | None:
+    """What is wrong with a store under construction; None when it was finished meanwhile."""
+    try:
+        report = _verify_working(path, advance)
+    except (FileNotFoundError, StoreFormatError):
+        if store_state(path) != "complete":
+            raise
+        return None
+    return None if store_state(path) == "complete" else report
+
+
+def _verify_working(path: Path, advance: Advance) -> VerifyReport:
     working = working_folder(path)
     try:
         header, shard_bytes = read_working_header(working)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import InputNotFoundError, StoreFormatError
+from kdpipe.errors import InputNotFoundError, StoreDamageError, StoreFormatError
 from kdpipe.store.hdf5_backend import open_hdf5
 from kdpipe.store.image import StoreImage, map_file
 from kdpipe.store.index import Index, build_index
@@ -27,11 +27,14 @@ def open_image(path: Path) -> StoreImage:
         raise InputNotFoundError(path, "teacher store", "Check the path, or run teacher-dump")
     if state == "partial":
         try:
-            return open_working(path)
-        except (FileNotFoundError, StoreFormatError):
-            # It may have been finished while it was being opened.
+            image = open_working(path)
+        except (FileNotFoundError, StoreDamageError, StoreFormatError):
             if store_state(path) != "complete":
                 raise
+        else:
+            # Finished meanwhile, journals and shards may have been on their way out.
+            if store_state(path) != "complete":
+                return image
     return open_zarr(path) if backend_of(path) == "zarr" else open_hdf5(path)
 
 

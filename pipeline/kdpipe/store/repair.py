@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kdpipe.store.blocks import Block, mapped_blocks
 from kdpipe.store.check import broken_records
 from kdpipe.store.hdf5_backend import salvage_hdf5
 from kdpipe.store.image import StoreImage
-from kdpipe.store.journal import read_working_header, survey_ledger
+from kdpipe.store.journal import read_working_header, survey_ledger, working_lock
 from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths
 from kdpipe.store.opening import image_of_ledger
 from kdpipe.store.paths import backend_of, is_compact, store_state, working_folder
@@ -29,10 +30,31 @@ def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
     What is sound is kept byte by byte and all metadata is written anew, so a `StoreWriter` with
     the same header adds what is missing and `finish` completes the store. Returns the ids that
     went (damaged ids may be garbled). The old store stays until the new one is whole; after a
-    crash the same call goes on. Raises `StoreDamageError` when header or index are beyond use.
+    crash the same call goes on. Raises `StoreDamageError` when header or index are beyond use,
+    `BusyOutputError` while a writer is at work.
     """
     _complete_swap(path)
-    image, fidelity = _salvage(path)
+    with _alone(path):
+        image, fidelity = _salvage(path)
+        dropped = _rebuild(path, image, fidelity, ids)
+        _swap(path)
+    return dropped
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep writers of a store under construction out: the swap would take their shards away."""
+    if store_state(path) != "partial":
+        yield
+        return
+    with working_lock(working_folder(path), "writers.lock", shared=False, wait=False):
+        yield
+
+
+def _rebuild(
+    path: Path, image: StoreImage, fidelity: dict[str, list[float]], ids: Collection[str]
+) -> list[str]:
+    """Write all but `ids` and what is damaged beside the store; returns what went."""
     rebuilt = _rebuilt(path)
     shutil.rmtree(rebuilt, ignore_errors=True)
     dropped: list[str] = []
@@ -46,7 +68,6 @@ def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
                     dropped.append(name)
                 else:
                     writer.add_record(record_at(block, position), fidelity.get(name))
-    _swap(path)
     return dropped
 
 
