@@ -71,6 +71,14 @@ def test_what_does_not_fit_is_named(table: dict[str, object], key: str, words: s
     assert words in str(caught.value)
 
 
+def test_a_temperature_needs_the_bucket() -> None:
+    overrides = ["distillation.temperature=2", "distillation.tail=uniform"]
+    with pytest.raises(ConfigError, match=r'tail = "uniform"') as caught:
+        load_recipe("an4", overrides)
+    assert (caught.value.key, caught.value.value) == ("distillation.temperature", 2.0)
+    assert "bucket" in caught.value.remedy
+
+
 def test_an_integer_is_a_float_where_a_float_is_wanted() -> None:
     model = parse_table(ModelSection, {**MODEL, "dropout": 0}, "here")
     assert model.dropout == 0.0

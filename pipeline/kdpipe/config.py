@@ -151,6 +151,17 @@ class DistillationSection:
     min_confidence: float = setting(
         0.0, "pseudo-labels below exp(joint score / (tokens + 1)) are left out", low=0.0, high=1.0
     )
+    temperature: float = setting(
+        1.0, "flattens both sides of the frame-level losses; above 1 for a teacher too sure of"
+        " itself", low=0.1, high=20.0,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.temperature != 1.0 and self.tail != "bucket":
+            raise ConfigError(
+                "distillation", "temperature", self.temperature, f'tail = "{self.tail}"',
+                'Set distillation.tail = "bucket": other rules have no temperature',
+            )  # fmt: skip
 
 
 TYPE_NAMES = {

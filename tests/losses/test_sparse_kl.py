@@ -20,6 +20,7 @@ from kdpipe.losses import (
     select_rows,
     sparse_cross_entropy,
     sparse_entropy,
+    tempered_divergence,
     truncate_rows,
 )
 
@@ -122,6 +123,78 @@ def test_bucket_divergence_is_never_negative_and_zero_at_the_teacher(seed: int, 
     same = sparse_cross_entropy(P, numbers, teacher) - entropy
     assert bool((other > -1e-12).all())
     torch.testing.assert_close(same, torch.zeros_like(same), atol=1e-12, rtol=0)
+
+
+def reference_tempered(
+    student: Tensor, kept: dict[int, float], tail: float, temperature: float
+) -> float:
+    """One row: both sides as lists over the kept classes and the bucket, then plain KL."""
+    rest = [c for c in range(len(student)) if c not in kept]
+    P = [*kept.values(), *([tail] if rest else [])]
+    Q = [math.exp(float(student[c])) for c in kept]
+    Q += [sum(math.exp(float(student[c])) for c in rest)] if rest else []
+    flat_P, flat_Q = ([p ** (1 / temperature) for p in side] for side in (P, Q))
+    P, Q = [p / sum(flat_P) for p in flat_P], [q / sum(flat_Q) for q in flat_Q]
+    return temperature**2 * sum(p * math.log(p / q) for p, q in zip(P, Q, strict=True) if p > 0)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    top_k=st.integers(1, 9),
+    temperature=st.sampled_from([0.5, 1.0, 2.0, 5.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_tempered_divergence_equals_the_lists(seed: int, top_k: int, temperature: float) -> None:
+    teacher = truncate_rows(random_log_probs(seed, 5, 9), top_k)
+    teacher = teacher._replace(tail=teacher.tail * torch.tensor([1, 1, 0, 1, 1]))
+    student, numbers = random_log_probs(seed + 1, 7, 9), torch.tensor([6, 0, 3, 1, 4])
+    actual = tempered_divergence(student, numbers, teacher, temperature)
+    expected = [
+        reference_tempered(student[number], kept, tail, temperature)
+        for number, (kept, tail) in zip(numbers.tolist(), rows_of(teacher), strict=True)
+    ]
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
+
+
+@given(seed=st.integers(0, 2**31), top_k=st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_temperature_one_is_the_bucket_and_any_is_zero_at_the_teacher(
+    seed: int, top_k: int
+) -> None:
+    P, numbers = random_log_probs(seed, 4, 9), torch.arange(4)
+    teacher, Q = truncate_rows(P, top_k), random_log_probs(seed + 1, 4, 9)
+    bucket = sparse_cross_entropy(Q, numbers, teacher) - sparse_entropy(teacher, 9)
+    torch.testing.assert_close(tempered_divergence(Q, numbers, teacher, 1.0), bucket)
+    copy = tempered_divergence(P, numbers, teacher, 3.0)
+    torch.testing.assert_close(copy, torch.zeros_like(copy), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("top_k", [3, 6])
+def test_tempered_gradients_pass_gradcheck_and_stay_finite(top_k: int) -> None:
+    teacher, numbers = truncate_rows(random_log_probs(1, 3, 6), top_k), torch.tensor([2, 0, 1])
+    logits = random_log_probs(2, 3, 6).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: tempered_divergence(x.log_softmax(1), numbers, teacher, 2.0), logits
+    )
+    certain = torch.tensor([[80.0, 0, 0, 0, 0, 0]] * 3).requires_grad_()
+    torch.autograd.backward(
+        tempered_divergence(certain.log_softmax(1), numbers, teacher, 2.0).sum()
+    )
+    assert certain.grad is not None
+    assert bool(certain.grad.isfinite().all())
+
+
+def test_frame_losses_take_a_temperature_with_the_bucket_alone() -> None:
+    P, Q = (random_log_probs(seed, 5, 6) for seed in (3, 4))
+    teacher, lengths = truncate_rows(P, 2), torch.tensor([5])
+    frames = encoder_frame_loss(Q.unsqueeze(0), lengths, teacher, temperature=2.0)
+    rows = tempered_divergence(Q, torch.arange(5), teacher, 2.0)
+    torch.testing.assert_close(frames.total, rows.sum().unsqueeze(0))
+    masks, tokens = torch.tensor([[True, False, True, False]]), torch.tensor([4])
+    masked = decoder_frame_loss(Q[:4].unsqueeze(0), masks, tokens, teacher, temperature=2.0)
+    torch.testing.assert_close(masked.total, rows[[0, 2]].mean().unsqueeze(0))
+    with pytest.raises(ValueError, match="bucket"):
+        encoder_frame_loss(Q.unsqueeze(0), lengths, teacher, "uniform", 2.0)
 
 
 @given(seed=st.integers(0, 2**31), shift=st.floats(-30, 30))

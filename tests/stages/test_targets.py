@@ -115,6 +115,21 @@ def test_two_maskings_are_the_batch_seen_twice(tiny_data: PreparedData, exact_st
         torch.testing.assert_close(value, found[1][name])
 
 
+def test_the_temperature_reaches_the_frame_losses_alone(
+    tiny_data: PreparedData, exact_store: Path
+) -> None:
+    source, model = cached_targets(open_store(exact_store), 4, CPU), _student(tiny_data)
+    plain, flat = (
+        student_losses(
+            model, tiny_recipe("specaugment.time_masks=0", f"distillation.temperature={value}"),
+            source,
+        )(_batch(tiny_data), 1, torch.Generator().manual_seed(5))
+        for value in (1, 4)
+    )  # fmt: skip
+    changed = {name for name in plain if not torch.equal(plain[name], flat[name])}
+    assert changed == {"encoder_frame", "decoder_frame", "total"}
+
+
 def test_hypotheses_are_laid_out_as_equally_many_rows_an_utterance() -> None:
     slots, rows = _equal_rows(torch.tensor([0, 0, 0, 2, 2]), 3)
     assert (slots.tolist(), rows) == ([0, 1, 2, 6, 7], 9)

@@ -70,6 +70,7 @@ from kdpipe.losses.sparse_kl import (
     select_rows,
     sparse_cross_entropy,
     sparse_entropy,
+    tempered_divergence,
     truncate_rows,
 )
 
@@ -107,6 +108,7 @@ __all__ = [
     "select_rows",
     "sparse_cross_entropy",
     "sparse_entropy",
+    "tempered_divergence",
     "truncate_rows",
     "usable_hypotheses",
 ]

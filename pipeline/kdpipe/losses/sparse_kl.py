@@ -9,6 +9,9 @@ tail is the tail rule:
 - `drop`: the tail is left out; biases the gradient.
 
 With every class kept and no tail all four equal the dense loss.
+
+A temperature (Hinton et al. 2015) flattens both sides over the same classes: those kept, and the
+bucket as one more.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ __all__ = [
     "select_rows",
     "sparse_cross_entropy",
     "sparse_entropy",
+    "tempered_divergence",
     "truncate_rows",
 ]
 
@@ -61,18 +65,21 @@ def encoder_frame_loss(
     frame_lengths: Int[Tensor, "B"],
     teacher: SparseRows,
     tail_rule: TailRule = "bucket",
+    temperature: float = 1.0,
 ) -> UtteranceLoss:
     """Eq. 7 on the CTC posteriors, blank included, over the valid frames; per frame.
 
     `teacher` holds one row per valid frame, utterance after utterance. The value is the KL
-    divergence: Eq. 7 less the teacher's entropy, a constant, so that 0 is a perfect copy.
+    divergence: Eq. 7 less the teacher's entropy, a constant, so that 0 is a perfect copy. With a
+    `temperature` other than 1 it is `tempered_divergence`.
 
     Raises:
         MismatchError: the teacher has another number of frames than the student.
+        ValueError: a temperature other than 1 with another tail rule than `bucket`.
     """
     valid = length_mask(frame_lengths, student_log_probs.shape[1])
     _check_rows("encoder frames of the batch", int(frame_lengths.sum()), teacher)
-    total = _divergence_by_utterance(student_log_probs, valid, teacher, tail_rule)
+    total = _divergence_by_utterance(student_log_probs, valid, teacher, tail_rule, temperature)
     return UtteranceLoss(total, frame_lengths.to(total.dtype))
 
 
@@ -82,20 +89,22 @@ def decoder_frame_loss(
     lengths: Int[Tensor, "B"],
     teacher: SparseRows,
     tail_rule: TailRule = "bucket",
+    temperature: float = 1.0,
 ) -> UtteranceLoss:
     """Eq. 11: KL divergence at the masked positions, divided by their number (units are 1).
 
     `student_log_probs` come from `class_log_probs` (mask class cut off); `teacher` holds length
     + 1 rows an utterance, the end of sentence last, which the student has no position for. The
-    value is Eq. 11 less the teacher's entropy, as in `encoder_frame_loss`.
+    value is Eq. 11 less the teacher's entropy, `temperature` as in `encoder_frame_loss`.
 
     Raises:
         MismatchError: the teacher has another number of positions than the references.
+        ValueError: a temperature other than 1 with another tail rule than `bucket`.
     """
     _check_rows("tokens of the batch, ends of sentence included", int((lengths + 1).sum()), teacher)
     rows_valid = length_mask(lengths + 1, masks.shape[1] + 1)
     kept = select_rows(teacher, F.pad(masks, (0, 1))[rows_valid])
-    total = _divergence_by_utterance(student_log_probs, masks, kept, tail_rule)
+    total = _divergence_by_utterance(student_log_probs, masks, kept, tail_rule, temperature)
     per_mask = total / masks.sum(dim=1).clamp(min=1)
     return UtteranceLoss(per_mask, torch.ones_like(per_mask))
 
@@ -115,12 +124,18 @@ def _divergence_by_utterance(
     positions: Bool[Tensor, "B T"],
     teacher: SparseRows,
     tail_rule: TailRule,
+    temperature: float,
 ) -> Float[Tensor, "B"]:
     B, T, V = student_log_probs.shape
     rows = positions.flatten().nonzero().flatten()
-    per_row = sparse_cross_entropy(
-        student_log_probs.reshape(B * T, V), rows, teacher, tail_rule
-    ) - sparse_entropy(teacher, V, tail_rule)
+    dense = student_log_probs.reshape(B * T, V)
+    if temperature == 1.0:
+        cross_entropy = sparse_cross_entropy(dense, rows, teacher, tail_rule)
+        per_row = cross_entropy - sparse_entropy(teacher, V, tail_rule)
+    elif tail_rule == "bucket":
+        per_row = tempered_divergence(dense, rows, teacher, temperature)
+    else:
+        raise ValueError(f"temperature {temperature} with tail rule {tail_rule}: give bucket")
     return sum_by_utterance(per_row, rows.div(T, rounding_mode="floor"), B)
 
 
@@ -172,6 +187,47 @@ def sparse_entropy(
     if tail_rule == "uniform":
         per_class = per_class + teacher.tail * left.to(teacher.tail.dtype).log()
     return entropy + per_class.masked_fill(teacher.counts >= vocab_size, 0.0)
+
+
+def tempered_divergence(
+    student_log_probs: Float[Tensor, "P V"],
+    rows: Int[Tensor, "R"],
+    teacher: SparseRows,
+    temperature: float,
+) -> Float[Tensor, "R"]:
+    """temperature^2 KL(P' || Q') in nats, both raised to 1 / temperature and normalised again.
+
+    P and Q are over the teacher's kept classes and the bucket as one class more, so nothing is
+    assumed of how the tail is spread; with temperature 1 it is the bucket's divergence. The
+    square keeps the gradient of the size that it has at 1 (Hinton et al. 2015, section 2.1).
+    """
+    log_probs = at_least_float32(student_log_probs).contiguous()
+    entry_rows = _entry_rows(teacher)
+    kept, rest = _kept_and_rest(log_probs, rows, teacher.ids, entry_rows)
+    left = ~rest.isneginf()
+    both = left & (teacher.tail > 0)
+    tail = teacher.tail.to(log_probs.dtype).masked_fill(~both, 1.0).log()
+    entries = teacher.log_probs.to(log_probs.dtype)
+    wanted, wanted_rest = _tempered(entries, tail, both, temperature, teacher)
+    found, found_rest = _tempered(kept, rest.masked_fill(~left, 0.0), left, temperature, teacher)
+    in_kept = _row_sum(wanted.exp() * (wanted - found), entry_rows, teacher)
+    in_bucket = (wanted_rest.exp() * (wanted_rest - found_rest)).masked_fill(~both, 0.0)
+    return (in_kept + in_bucket) * temperature**2
+
+
+def _tempered(
+    entries: Float[Tensor, "N"],
+    rest: Float[Tensor, "R"],
+    has_rest: Bool[Tensor, "R"],
+    temperature: float,
+    teacher: SparseRows,
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "R"]]:
+    """Log-probs over 1 / temperature, each row normalised over its entries and its bucket."""
+    entry_rows = _entry_rows(teacher)
+    entries, rest = entries / temperature, rest / temperature
+    bucket = rest.exp().masked_fill(~has_rest, 0.0)
+    norm = (_row_sum(entries.exp(), entry_rows, teacher) + bucket).log()
+    return entries - norm[entry_rows], rest - norm
 
 
 def select_rows(teacher: SparseRows, keep: Bool[Tensor, "R"]) -> SparseRows:

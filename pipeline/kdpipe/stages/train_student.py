@@ -283,14 +283,14 @@ def _frame_terms(
     terms = {}
     if "encoder_frame" in needed:
         terms["encoder_frame"] = encoder_frame_loss(
-            frame_log_probs, encoded.lengths, targets.frames, settings.tail
+            frame_log_probs, encoded.lengths, targets.frames, settings.tail, settings.temperature
         )
     if "decoder_frame" in needed:
         log_probs, copies = class_log_probs(logits, vocab_size), len(masks) // len(batch.tokens)
         terms["decoder_frame"] = join_losses(
             decoder_frame_loss(
                 log_probs[copy::copies], masks[copy::copies], batch.token_lengths, targets.tokens,
-                settings.tail,
+                settings.tail, settings.temperature,
             )
             for copy in range(copies)
         )  # fmt: skip
