@@ -72,6 +72,7 @@ ROWS = {
     "plain-unit": Row((UNIT,), None),
     "paper-teacher-fs-kd": Row((), "paper"),
     "plain-8e-3": Row(("student.training.learning_rate=8e-3",), None),
+    "fs-kd-8e-3": Row(("student.training.learning_rate=8e-3",)),
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
     "short-plain": Row(SHORT, None),
     "short-plain-2e-3": Row((*SHORT, "student.training.learning_rate=2e-3"), None),
@@ -88,6 +89,7 @@ ROWS = {
     "top-1": Row(SHORT, "top-1"),
     "top-4": Row(SHORT, "top-4"),
     "top-16": Row(SHORT, "top-16"),
+    "temperature-2": Row((*SHORT, "distillation.temperature=2"), "low-floor"),
     "one-masking": Row((*SHORT, "student.masks_per_utterance=1")),
     "online": Row(SHORT, "online"),
     "half-plain": Row(HALF, None, "half"),
@@ -98,6 +100,7 @@ TABLE_1 = tuple(name for name in ROWS if name.startswith(("same-", "small-")))
 STORES = {
     "train": ("teacher",),
     "paper": ("teacher-paper",),
+    "low-floor": ("teacher", "--min-prob", "1e-5"),
     "top-1": ("teacher", "--top-k", "1"),
     "top-4": ("teacher", "--top-k", "4"),
     "top-16": ("teacher", "--top-k", "16"),
