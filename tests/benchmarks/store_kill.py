@@ -90,13 +90,16 @@ def start_writers(path: Path, count: int) -> list[subprocess.Popen[str]]:
     ]
 
 
-def attempt(path: Path, writers: int, delay: float, outcome: Outcome) -> set[str]:
-    """Run writers for a while after the first is at work, kill them; what they acknowledged."""
+def attempt(path: Path, writers: int, delay: float, known: set[str], outcome: Outcome) -> set[str]:
+    """Run writers for a while after the first is at work, kill them; what they acknowledged.
+
+    `known` was acknowledged in earlier attempts: a reader must see it at any moment.
+    """
     processes = start_writers(path, writers)
     first = processes[0].stdout.readline() if processes[0].stdout else ""
     time.sleep(delay)
-    read_some(path, outcome)
     lines = [first.strip()]
+    read_some(path, known | acknowledged_in(lines), outcome)
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -107,15 +110,26 @@ def attempt(path: Path, writers: int, delay: float, outcome: Outcome) -> set[str
         process.wait()
         if process.stdout:
             process.stdout.close()
+    return acknowledged_in(lines)
+
+
+def acknowledged_in(lines: list[str]) -> set[str]:
+    """The ids among the lines that a writer printed; a killed one's last may be cut short."""
     return {line for line in lines if line.startswith("utt-") and len(line) == 9}
 
 
-def read_some(path: Path, outcome: Outcome) -> None:
-    """Read a store that is being written: what is there must be right."""
+def read_some(path: Path, known: set[str], outcome: Outcome) -> None:
+    """Read a store that is being written: it opens, all that is known is there, and right."""
     try:
         store = open_store(path, allow_partial=True)
-    except KdpipeError:
+    except KdpipeError as error:
+        outcome.wrong_reads += 1
+        outcome.problems.append(str(error)[:200])
         return
+    hidden = known - set(store)
+    if hidden:
+        outcome.wrong_reads += 1
+        outcome.problems.append(f"not there while reading: {sorted(hidden)}"[:200])
     for utterance in list(store)[-3:]:
         expected = make_targets(int(utterance[4:]), HEADER)
         outcome.reads += 1
@@ -131,7 +145,7 @@ def one_round(path: Path, writers: int, kills: int, chance: random.Random, out: 
     acknowledged: set[str] = set()
     while store_state(path) != "complete" and out.kills < kills:
         count = writers if chance.random() < 0.7 else chance.randint(1, writers + 1)
-        acknowledged |= attempt(path, count, chance.uniform(0.0, 0.25), out)
+        acknowledged |= attempt(path, count, chance.uniform(0.0, 0.25), acknowledged, out)
     if store_state(path) != "complete":
         for process in start_writers(path, 1):
             acknowledged |= {line for line in process.communicate()[0].split() if "utt-" in line}
