@@ -71,6 +71,9 @@ ROWS = {
     "small-fs-kd": Row(),
     "plain-unit": Row((UNIT,), None),
     "paper-teacher-fs-kd": Row((), "paper"),
+    "paper-teacher-temperature-2": Row(
+        ("student.training.learning_rate=8e-3", "distillation.temperature=2"), "paper-low-floor"
+    ),
     "plain-8e-3": Row(("student.training.learning_rate=8e-3",), None),
     "fs-kd-8e-3": Row(("student.training.learning_rate=8e-3",)),
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
@@ -100,7 +103,8 @@ TABLE_1 = tuple(name for name in ROWS if name.startswith(("same-", "small-")))
 STORES = {
     "train": ("teacher",),
     "paper": ("teacher-paper",),
-    "low-floor": ("teacher", "--min-prob", "1e-5"),
+    "paper-low-floor": ("teacher-paper", "--codec", "fp16", "--min-prob", "1e-6"),
+    "low-floor": ("teacher", "--codec", "fp16", "--min-prob", "1e-6"),
     "top-1": ("teacher", "--top-k", "1"),
     "top-4": ("teacher", "--top-k", "4"),
     "top-16": ("teacher", "--top-k", "16"),
