@@ -26,7 +26,12 @@ RECIPE = "an4"
 SPLITS = ("dev", "test")
 UNIT = "distillation.scale=unit"
 """Means per token and frame in place of the recipe's sums."""
-TEACHERS = {"teacher": (), "teacher-paper": ("teacher.scale=paper",)}
+PAPER = ("teacher.scale=paper",)
+TEACHERS = {
+    "teacher": (),
+    "teacher-paper": PAPER,
+    "teacher-dropout": (*PAPER, "teacher.model.dropout=0.2"),
+}
 """The teachers, each with what it changes in the recipe. Most rows learned from the first."""
 SAME = (
     "student.model.dim=128", "student.model.inner=512", "student.training.learning_rate=2e-3",
