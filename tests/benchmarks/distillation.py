@@ -79,6 +79,12 @@ ROWS = {
     "paper-teacher-temperature-2": Row(
         ("student.training.learning_rate=8e-3", "distillation.temperature=2"), "paper-low-floor"
     ),
+    "paper-teacher-temperature-2-floor": Row(
+        ("student.training.learning_rate=8e-3", "distillation.temperature=2"), "paper"
+    ),
+    "dropout-teacher-temperature-2": Row(
+        ("student.training.learning_rate=8e-3", "distillation.temperature=2"), "dropout"
+    ),
     "plain-8e-3": Row(("student.training.learning_rate=8e-3",), None),
     "fs-kd-8e-3": Row(("student.training.learning_rate=8e-3",)),
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
@@ -108,6 +114,7 @@ TABLE_1 = tuple(name for name in ROWS if name.startswith(("same-", "small-")))
 STORES = {
     "train": ("teacher",),
     "paper": ("teacher-paper",),
+    "dropout": ("teacher-dropout", "--codec", "fp16", "--min-prob", "1e-6"),
     "paper-low-floor": ("teacher-paper", "--codec", "fp16", "--min-prob", "1e-6"),
     "low-floor": ("teacher", "--codec", "fp16", "--min-prob", "1e-6"),
     "top-1": ("teacher", "--top-k", "1"),
