@@ -160,7 +160,7 @@ class DistillationSection:
         if self.temperature != 1.0 and self.tail != "bucket":
             raise ConfigError(
                 "distillation", "temperature", self.temperature, f'tail = "{self.tail}"',
-                'Set distillation.tail = "bucket": other rules have no temperature',
+                'Set distillation.tail = "bucket" or distillation.temperature = 1',
             )  # fmt: skip
 
 

@@ -27,16 +27,17 @@ MAIN_ROWS = (
 STEPS = (
     ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
     ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
-    ("plain-unit", "small-plain"), ("small-plain", "plain-8e-3"), ("plain-8e-3", "small-fs-kd"),
+    ("plain-4e-3", "small-plain"), ("small-plain", "plain-16e-3"),
     ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
-    ("small-fs-kd", "paper-teacher-fs-kd"), ("small-plain", "paper-teacher-fs-kd"),
-    ("scale-unit", "short-fs-kd"), ("scale-unit", "scale-unit-encoder-x4"),
+    ("temperature-1", "small-fs-kd"), ("paper-teacher", "small-fs-kd"),
+    ("unit-teacher-temperature-1", "small-fs-kd"), ("paper-teacher", "paper-teacher-low-floor"),
     ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
     ("half-plain", "half-fs-kd"), ("half-fs-kd", "short-plain"),
     *(("short-fs-kd", row) for row in (
-        "encoder-only", "decoder-only", "nbest-1", "tail-drop", "tail-renormalise", "top-1",
-        "top-4", "top-16", "one-masking", "online",
+        "encoder-only", "decoder-only", "nbest-1", "short-temperature-1", "short-temperature-4",
+        "low-floor", "top-1", "top-4", "top-16", "one-masking", "scale-unit", "online",
     )),
+    *(("short-temperature-1", row) for row in ("tail-drop", "tail-renormalise")),
 )  # fmt: skip
 MAIN_SEARCH = "beam10"
 
