@@ -97,6 +97,8 @@ ROWS = {
     "short-low-floor": Row(SHORT, "low-floor"),
     "short-temperature-1": Row((*SHORT, "distillation.temperature=1")),
     "short-temperature-4": Row((*SHORT, "distillation.temperature=4")),
+    "no-dropout": Row((*SHORT, "student.model.dropout=0")),
+    "no-dropout-plain": Row((*SHORT, "student.model.dropout=0"), None),
     "one-masking": Row((*SHORT, "student.masks_per_utterance=1")),
     "online": Row(SHORT, "online"),
     "half-plain": Row(HALF, None, "half"),
