@@ -37,7 +37,8 @@ STEPS = (
     ("short-plain", "no-dropout-plain"), ("no-dropout-plain", "no-dropout"),
     *(("short-fs-kd", row) for row in (
         "encoder-only", "decoder-only", "nbest-1", "short-temperature-1", "short-temperature-4",
-        "short-low-floor", "top-1", "top-4", "top-16", "one-masking", "no-dropout", "scale-unit", "online",
+        "short-low-floor", "top-1", "top-4", "top-16", "one-masking", "no-dropout",
+        "scale-unit", "online",
     )),
     *(("short-temperature-1", row) for row in ("tail-drop", "tail-renormalise")),
 )  # fmt: skip
