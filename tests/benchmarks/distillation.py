@@ -76,6 +76,8 @@ ROWS = {
     "plain-longer": Row(("student.stages.0.epochs=36",), None),
     "temperature-1": Row(("distillation.temperature=1",)),
     "unit-teacher-temperature-1": Row(("distillation.temperature=1",), "unit"),
+    "dropout-0-plain": Row(("student.model.dropout=0",), None),
+    "dropout-0-fs-kd": Row(("student.model.dropout=0",)),
     "low-floor": Row((), "low-floor"),
     "paper-teacher": Row((), "paper"),
     "paper-teacher-low-floor": Row((), "paper-low-floor"),
