@@ -32,7 +32,7 @@ STEPS = (
     ("temperature-1", "small-fs-kd"), ("paper-teacher", "small-fs-kd"),
     ("unit-teacher-temperature-1", "small-fs-kd"), ("paper-teacher", "paper-teacher-low-floor"),
     ("small-plain", "dropout-0-plain"), ("small-fs-kd", "dropout-0-fs-kd"),
-    ("dropout-0-plain", "dropout-0-fs-kd"), ("small-fs-kd", "low-floor"), ("small-plain", "low-floor"),
+    ("dropout-0-plain", "dropout-0-fs-kd"), ("small-fs-kd", "low-floor"),
     ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
     ("half-plain", "half-fs-kd"), ("half-fs-kd", "short-plain"),
     ("short-plain", "no-dropout-plain"), ("no-dropout-plain", "no-dropout"),
