@@ -193,7 +193,7 @@ TRAINING = [
         "train-teacher --data {data} --recipe an4 --out {teacher}",
         "{teacher}",
         "specaugment.frequency_masks: 0 -> 2",
-        " more)",
+        "14 more",
         "another --out",
     ),
     case(
