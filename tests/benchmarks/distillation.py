@@ -30,6 +30,7 @@ TEACHERS = {
     "teacher": (),
     "teacher-paper": ("teacher.model.dropout=0.1",),
     "teacher-unit": ("teacher.model.dropout=0.1", "teacher.scale=unit"),
+    "teacher-dropout-0.3": ("teacher.model.dropout=0.3", "teacher.training.epochs=36"),
 }
 """The teachers, each with what it changes in the recipe. Most rows learn from the first."""
 SAME = (
@@ -78,6 +79,8 @@ ROWS = {
     "plain-16e-3": Row((*DROPOUT, "student.training.learning_rate=16e-3"), None),
     "plain-longer": Row((*DROPOUT, "student.stages.0.epochs=36"), None),
     "plain-dropout-0": Row((), None),
+    "plain-dropout-0-longer": Row(("student.stages.0.epochs=36",), None),
+    "plain-dropout-0-warmup-2400": Row(("student.training.warmup_steps=2400",), None),
     "plain-dropout-0.2": Row(("student.model.dropout=0.2",), None),
     "dropout-0.1": Row(DROPOUT),
     "temperature-1": Row(("distillation.temperature=1",)),
