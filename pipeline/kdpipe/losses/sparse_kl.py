@@ -208,8 +208,9 @@ def tempered_divergence(
     both = left & (teacher.tail > 0)
     tail = teacher.tail.to(log_probs.dtype).masked_fill(~both, 1.0).log()
     entries = teacher.log_probs.to(log_probs.dtype)
-    wanted, wanted_rest = _tempered(entries, tail, both, temperature, teacher)
-    found, found_rest = _tempered(kept, rest.masked_fill(~left, 0.0), left, temperature, teacher)
+    wanted, wanted_rest = _tempered(entries, tail, both, entry_rows, temperature)
+    rest = rest.masked_fill(~left, 0.0)
+    found, found_rest = _tempered(kept, rest, left, entry_rows, temperature)
     in_kept = _row_sum(wanted.exp() * (wanted - found), entry_rows, teacher)
     in_bucket = (wanted_rest.exp() * (wanted_rest - found_rest)).masked_fill(~both, 0.0)
     return (in_kept + in_bucket) * temperature**2
@@ -219,14 +220,13 @@ def _tempered(
     entries: Float[Tensor, "N"],
     rest: Float[Tensor, "R"],
     has_rest: Bool[Tensor, "R"],
+    entry_rows: Int[Tensor, "N"],
     temperature: float,
-    teacher: SparseRows,
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "R"]]:
     """Log-probs over 1 / temperature, each row normalised over its entries and its bucket."""
-    entry_rows = _entry_rows(teacher)
     entries, rest = entries / temperature, rest / temperature
     bucket = rest.exp().masked_fill(~has_rest, 0.0)
-    norm = (_row_sum(entries.exp(), entry_rows, teacher) + bucket).log()
+    norm = bucket.index_add(0, entry_rows, entries.exp()).log()
     return entries - norm[entry_rows], rest - norm
 
 

@@ -20,7 +20,7 @@ from kdpipe.store.index import ContentDigest, Index, hashes_of, ids_between, loo
 from kdpipe.store.journal import read_working_header, shard_path, survey_ledger
 from kdpipe.store.layout import COLUMN, Widths, addresses, section_sizes
 from kdpipe.store.opening import image_of_ledger
-from kdpipe.store.paths import backend_of, is_compact, store_state, working_folder
+from kdpipe.store.paths import backend_of, is_compact, store_state, unless_finished, working_folder
 from kdpipe.store.ragged import decode_batch
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import open_zarr, read_root
@@ -73,7 +73,7 @@ def verify_store(path: Path, advance: Advance = lambda utterances: None) -> Veri
     if state == "absent":
         raise StoreFormatError(path, "no teacher store", "Check the path")
     if state == "partial":
-        report = _verify_partial(path, advance)
+        report = unless_finished(path, lambda: _verify_partial(path, advance))
         if report is not None:
             return report
         state = "complete"
@@ -124,18 +124,8 @@ def _damaged_hdf5(path: Path) -> Iterator[Finding]:
             yield Finding(name, "its checksum does not fit")
 
 
-def _verify_partial(path: Path, advance: Advance) -> VerifyReport | None:
-    """What is wrong with a store under construction; None when it was finished meanwhile."""
-    try:
-        report = _verify_working(path, advance)
-    except (FileNotFoundError, StoreFormatError):
-        if store_state(path) != "complete":
-            raise
-        return None
-    return None if store_state(path) == "complete" else report
-
-
-def _verify_working(path: Path, advance: Advance) -> VerifyReport:
+def _verify_partial(path: Path, advance: Advance) -> VerifyReport:
+    """What is wrong with a store under construction."""
     working = working_folder(path)
     try:
         header, shard_bytes = read_working_header(working)

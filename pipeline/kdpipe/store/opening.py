@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import InputNotFoundError, StoreDamageError, StoreFormatError
+from kdpipe.errors import InputNotFoundError
 from kdpipe.store.hdf5_backend import open_hdf5
 from kdpipe.store.image import StoreImage, map_file
 from kdpipe.store.index import Index, build_index
 from kdpipe.store.journal import Ledger, read_ledger, read_working_header, shard_path
 from kdpipe.store.layout import COLUMNS
-from kdpipe.store.paths import backend_of, store_state, working_folder
+from kdpipe.store.paths import backend_of, store_state, unless_finished, working_folder
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import open_zarr
 
@@ -26,15 +26,9 @@ def open_image(path: Path) -> StoreImage:
     if state == "absent":
         raise InputNotFoundError(path, "teacher store", "Check the path, or run teacher-dump")
     if state == "partial":
-        try:
-            image = open_working(path)
-        except (FileNotFoundError, StoreDamageError, StoreFormatError):
-            if store_state(path) != "complete":
-                raise
-        else:
-            # Finished meanwhile, journals and shards may have been on their way out.
-            if store_state(path) != "complete":
-                return image
+        image = unless_finished(path, lambda: open_working(path))
+        if image is not None:
+            return image
     return open_zarr(path) if backend_of(path) == "zarr" else open_hdf5(path)
 
 

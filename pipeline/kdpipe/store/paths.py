@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from kdpipe.errors import StoreFormatError
+from kdpipe.errors import StoreDamageError, StoreFormatError
 from kdpipe.store.journal import journal_folder
 
-__all__ = ["Backend", "backend_of", "is_compact", "store_state", "working_folder"]
+__all__ = [
+    "Backend",
+    "backend_of",
+    "is_compact",
+    "store_state",
+    "unless_finished",
+    "working_folder",
+]
 
+Answer = TypeVar("Answer")
 Backend = Literal["zarr", "hdf5"]
 SUFFIXES: dict[str, Backend] = {".zarr": "zarr", ".h5": "hdf5", ".hdf5": "hdf5"}
 
@@ -44,6 +53,21 @@ def store_state(path: Path) -> Literal["absent", "partial", "complete"]:
         if foreign:
             raise StoreFormatError(place, "exists and is no teacher store", "Give another path")
     return "absent"
+
+
+def unless_finished(path: Path, read: Callable[[], Answer]) -> Answer | None:
+    """What `read` makes of a store under construction; None when it was finished meanwhile.
+
+    Finishing takes journals and shards away, so that what was read beside it means nothing,
+    whether it is an answer or an error.
+    """
+    try:
+        answer = read()
+    except (FileNotFoundError, StoreDamageError, StoreFormatError):
+        if store_state(path) != "complete":
+            raise
+        return None
+    return None if store_state(path) == "complete" else answer
 
 
 def is_compact(path: Path) -> bool:
