@@ -5,7 +5,9 @@
 
 `run` prints every command before it runs it. What is complete is not run again, and what was
 interrupted resumes, so several `run`s with different rows may work on one folder as a queue.
-`table` reads the score.json files and compares neighbouring rows by paired bootstrap.
+Of several corpora training and development speech are joined, and the tests of all but the first
+are splits named as the corpus's folder. `table` reads the decodes of a test split and compares
+neighbouring rows by paired bootstrap.
 """
 
 from __future__ import annotations
@@ -142,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run")
-    run.add_argument("--corpus", type=Path, required=True)
+    run.add_argument("--corpus", type=Path, nargs="+", required=True)
     run.add_argument("--rows", nargs="+", choices=[*TEACHERS, *ROWS], required=True)
     run.add_argument("--seeds", nargs="+", type=int, default=[0])
     run.add_argument("--speed", default="0.9,1.0,1.1", help="of the training speech")
@@ -150,11 +152,12 @@ def main() -> None:
     run.add_argument("--set", dest="overrides", nargs="+", default=[])
     table = actions.add_parser("table")
     table.add_argument("--json", type=Path, required=True)
+    table.add_argument("--split", default="test", help="the test split")
     for each in (run, table):
         each.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.action == "table":
-        print(write_table(arguments.out, arguments.json, tuple(SEARCHES)))
+        print(write_table(arguments.out, arguments.json, tuple(SEARCHES), arguments.split))
         return
     prepare(arguments.corpus, arguments.out, arguments.speed)
     for row in arguments.rows:
@@ -162,20 +165,32 @@ def main() -> None:
             run_row(arguments, row, seed)
 
 
-def prepare(corpus: Path, out: Path, speed: str) -> None:
+def prepare(corpora: list[Path], out: Path, speed: str) -> None:
     """The data that every row shares: the training speech at every speed, character tokens."""
-    manifests = [f"--{split}={corpus}/{split}.jsonl" for split in ("train", *SPLITS)]
     if not (out / "data").exists():
-        kdpipe("prepare", *manifests, "--speed", speed, "--out", out / "data")
+        train = [f"--train={corpus}/train.jsonl" for corpus in corpora]
+        kdpipe("prepare", *train, *tests(corpora, out), "--speed", speed, "--out", out / "data")
 
 
-def prepare_half(corpus: Path, out: Path, speed: str) -> None:
+def tests(corpora: list[Path], out: Path) -> list[str]:
+    """The options for development and test speech; a further test has its corpus's name."""
+    options = [f"--dev={corpus}/dev.jsonl" for corpus in corpora]
+    options.append(f"--test={corpora[0]}/test.jsonl")
+    for corpus in corpora[1:]:
+        out.mkdir(parents=True, exist_ok=True)
+        manifest = out / f"{corpus.name}.jsonl"
+        write_manifest(manifest, read_manifest(corpus.resolve() / "test.jsonl"))
+        options.append(f"--test={manifest}")
+    return options
+
+
+def prepare_half(corpora: list[Path], out: Path, speed: str) -> None:
     """Every second training utterance, with the tokens and features of the teacher."""
     half = out / "half-train.jsonl"
-    write_manifest(half, read_manifest(corpus.resolve() / "train.jsonl")[::2])
-    manifests = [f"--train={half}", *(f"--{split}={corpus}/{split}.jsonl" for split in SPLITS)]
+    train = [line for each in corpora for line in read_manifest(each.resolve() / "train.jsonl")]
+    write_manifest(half, train[::2])
     like = ("--like", out / "teacher", "--speed", speed)
-    kdpipe("prepare", *manifests, *like, "--out", out / "half")
+    kdpipe("prepare", f"--train={half}", *tests(corpora, out), *like, "--out", out / "half")
 
 
 def run_row(arguments: argparse.Namespace, row: str, seed: int) -> None:
@@ -196,7 +211,7 @@ def run_row(arguments: argparse.Namespace, row: str, seed: int) -> None:
         every = [*ROWS[row].overrides, *overrides]
         kdpipe("train-student", *where, "--out", model, *targets, *settings(every))
         searches = SEARCHES if row in TABLE_1 else FEW_SEARCHES
-    for split in SPLITS:
+    for split in (*SPLITS, *(corpus.name for corpus in arguments.corpus[1:])):
         for name, search in searches.items():
             kdpipe(
                 "decode", "--model", model, "--data", out / "data", "--split", split,

@@ -46,12 +46,14 @@ STEPS = (
 MAIN_SEARCH = "beam10"
 
 
-def write_table(out: Path, path: Path, searches: Sequence[str]) -> str:
+def write_table(out: Path, path: Path, searches: Sequence[str], test: str = "test") -> str:
     """Write the rows as JSON, beside it all searches and steps; returns the tables as Markdown.
+
+    `test` is the split that stands as `test` in all of them.
 
     Rows that an earlier file has and this folder has not, stay: a folder need not hold all runs.
     """
-    found = Decodes(out)
+    found = Decodes(out, test)
     further = path.with_name(f"{path.stem}-searches.json")
     names = found.rows()
     rows = [row_of(found, name, MAIN_SEARCH) for name in names]
@@ -84,12 +86,13 @@ def with_earlier(
 class Decodes:
     """What is decoded under a folder: names like small-plain-s0-test-beam10."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, test: str) -> None:
         self.out = out
+        self.splits = {"dev": "dev", "test": test}
         self.data = PreparedData.open(out / "data")
         self.references = {
-            split: {u.id: u.text for u in self.data.split(split).utterances if u.text}
-            for split in ("dev", "test")
+            split: {u.id: u.text for u in self.data.split(name).utterances if u.text}
+            for split, name in self.splits.items()
         }
 
     def models(self, row: str) -> list[Path]:
@@ -98,7 +101,7 @@ class Decodes:
         return [self.out / name for name in names if self.folder(name, "test").is_dir()]
 
     def folder(self, name: str, split: str, search: str = MAIN_SEARCH) -> Path:
-        return self.out / "decode" / f"{name}-{split}-{search}"
+        return self.out / "decode" / f"{name}-{self.splits[split]}-{search}"
 
     def rows(self) -> list[str]:
         """Names of the rows that have a decoded model: the main ones first."""

@@ -179,7 +179,7 @@ def stage(path: str) -> tuple[str, int]:
 def test_concurrent_starts_stage_once(tmp_path: Path, cache: Path) -> None:
     digest = make_store(tmp_path / "s.zarr")
     convert_store(tmp_path / "s.zarr", tmp_path / "c.zarr", compact=True, level=1)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
         staged = pool.map(stage, [str(tmp_path / "c.zarr")] * 4)
     assert set(staged) == {(str(cache / "stores" / f"{digest}.zarr"), 10)}
     assert sorted(p.name for p in (cache / "stores").iterdir()) == [
