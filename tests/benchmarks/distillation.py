@@ -80,6 +80,7 @@ ROWS = {
     "plain-4e-3": Row((*DROPOUT, "student.training.learning_rate=4e-3"), None),
     "plain-16e-3": Row((*DROPOUT, "student.training.learning_rate=16e-3"), None),
     "plain-longer": Row((*DROPOUT, "student.stages.0.epochs=36"), None),
+    "fs-kd-longer": Row(("student.stages.0.epochs=36",)),
     "plain-dropout-0": Row((), None),
     "plain-dropout-0-longer": Row(("student.stages.0.epochs=36",), None),
     "plain-dropout-0-warmup-2400": Row(("student.training.warmup_steps=2400",), None),

@@ -31,6 +31,7 @@ STEPS = (
     ("small-plain", "plain-dropout-0"), ("plain-dropout-0", "small-fs-kd"),
     ("small-plain", "plain-dropout-0.2"),
     ("small-plain", "plain-longer"), ("plain-longer", "small-fs-kd"),
+    ("plain-longer", "fs-kd-longer"), ("small-fs-kd", "fs-kd-longer"),
     ("plain-dropout-0", "plain-dropout-0-longer"),
     ("dropout-0.1", "small-fs-kd"), ("temperature-1", "small-fs-kd"),
     ("unit-teacher-temperature-1", "dropout-0.1"), ("paper-teacher", "dropout-0.1"),
