@@ -40,8 +40,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rate", choices=["cer", "wer"], default="wer")
+    parser.add_argument("--most", type=float, default=100.0, help="percent where the axis ends")
     arguments = parser.parse_args()
-    picture = draw(curves(arguments.models, arguments.rate), arguments.rate)
+    lines = curves(arguments.models, arguments.rate)
+    shown = {name: [p for p in points if p[1] <= arguments.most] for name, points in lines.items()}
+    picture = draw(shown, arguments.rate, arguments.most)
     arguments.out.write_text(picture + "\n", encoding="utf-8")
 
 
@@ -68,12 +71,12 @@ def curves(models: Sequence[Path], rate: str) -> dict[str, list[tuple[float, flo
     return found
 
 
-def draw(lines_of: dict[str, list[tuple[float, float]]], rate: str) -> Html:
-    """One panel; the axis up ends at 100%."""
+def draw(lines_of: dict[str, list[tuple[float, float]]], rate: str, most: float) -> Html:
+    """One panel; the axis up ends at `most` percent, and no point lies above."""
     longest = max(points[-1][0] for points in lines_of.values())
     panel = Panel(
         WIDTH, HEIGHT, linear_axis([longest], LEFT, WIDTH - RIGHT),
-        Axis(0.0, 100.0, HEIGHT - BOTTOM, TOP),
+        Axis(0.0, most, HEIGHT - BOTTOM, TOP),
     )  # fmt: skip
     groups = {name: group_of(name) for name in lines_of}
     order = list(dict.fromkeys(groups.values()))
