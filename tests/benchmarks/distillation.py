@@ -22,7 +22,7 @@ from pathlib import Path
 from kdpipe.corpus.manifest import read_manifest, write_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.benchmarks.distillation_table import write_table
+from tests.benchmarks.distillation_table import Decodes, write_table
 
 RECIPE = "an4"
 SPLITS = ("dev", "test")
@@ -156,11 +156,13 @@ def main() -> None:
     table = actions.add_parser("table")
     table.add_argument("--json", type=Path, required=True)
     table.add_argument("--split", default="test", help="the test split")
+    table.add_argument("--search", default="beam10", help="of the rows and steps")
     for each in (run, table):
         each.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.action == "table":
-        print(write_table(arguments.out, arguments.json, tuple(SEARCHES), arguments.split))
+        found = Decodes(arguments.out, arguments.split, arguments.search)
+        print(write_table(found, arguments.json, tuple(SEARCHES)))
         return
     prepare(arguments.corpus, arguments.out, arguments.speed)
     for row in arguments.rows:

@@ -19,7 +19,7 @@ from kdpipe.files import read_jsonl
 from kdpipe.models import build_model, count_parameters
 from kdpipe.scoring import UtteranceErrors, align_pairs, compare_systems, rate_interval
 
-__all__ = ["write_table"]
+__all__ = ["Decodes", "write_table"]
 
 MAIN_ROWS = (
     "teacher", "same-plain", "same-f-kd", "same-fs-kd", "small-plain", "small-f-kd", "small-fs-kd",
@@ -47,20 +47,16 @@ STEPS = (
     )),
     *(("short-temperature-1", row) for row in ("tail-drop", "tail-renormalise")),
 )  # fmt: skip
-MAIN_SEARCH = "beam10"
 
 
-def write_table(out: Path, path: Path, searches: Sequence[str], test: str = "test") -> str:
+def write_table(found: Decodes, path: Path, searches: Sequence[str]) -> str:
     """Write the rows as JSON, beside it all searches and steps; returns the tables as Markdown.
-
-    `test` is the split that stands as `test` in all of them.
 
     Rows that an earlier file has and this folder has not, stay: a folder need not hold all runs.
     """
-    found = Decodes(out, test)
     further = path.with_name(f"{path.stem}-searches.json")
     names = found.rows()
-    rows = [row_of(found, name, MAIN_SEARCH) for name in names]
+    rows = [row_of(found, name, found.search) for name in names]
     rows = with_earlier(rows, earlier(path, []), names)
     before = earlier(further, {"searches": [], "steps": []})
     every = [row_of(found, name, search) for name, search in found.decoded(searches)]
@@ -88,10 +84,13 @@ def with_earlier(
 
 
 class Decodes:
-    """What is decoded under a folder: names like small-plain-s0-test-beam10."""
+    """What is decoded under a folder: names like small-plain-s0-test-beam10.
 
-    def __init__(self, out: Path, test: str) -> None:
-        self.out = out
+    `test` is the split that stands as `test` in all tables, `search` the one of rows and steps.
+    """
+
+    def __init__(self, out: Path, test: str, search: str) -> None:
+        self.out, self.search = out, search
         self.splits = {"dev": "dev", "test": test}
         self.data = PreparedData.open(out / "data")
         self.references = {
@@ -104,8 +103,8 @@ class Decodes:
         names = [row, *(f"{row}-s{seed}" for seed in range(10))]
         return [self.out / name for name in names if self.folder(name, "test").is_dir()]
 
-    def folder(self, name: str, split: str, search: str = MAIN_SEARCH) -> Path:
-        return self.out / "decode" / f"{name}-{self.splits[split]}-{search}"
+    def folder(self, name: str, split: str, search: str | None = None) -> Path:
+        return self.out / "decode" / f"{name}-{self.splits[split]}-{search or self.search}"
 
     def rows(self) -> list[str]:
         """Names of the rows that have a decoded model: the main ones first."""
@@ -183,7 +182,7 @@ def compare(found: Decodes, first: str, second: str) -> list[dict[str, Any]]:
     answers = []
     for unit in ("word", "char") if seeds else ():
         pairs = [
-            [found.errors(model.name, "test", MAIN_SEARCH, unit) for model in pair]
+            [found.errors(model.name, "test", found.search, unit) for model in pair]
             for pair in seeds
         ]
         one, two = (sum(pair[i].errors for pair in pairs) for i in (0, 1))
