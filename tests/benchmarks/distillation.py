@@ -174,10 +174,10 @@ def prepare(corpora: list[Path], out: Path, speed: str) -> None:
     """The data that every row shares: the training speech at every speed, character tokens."""
     if not (out / "data").exists():
         train = [f"--train={corpus}/train.jsonl" for corpus in corpora]
-        kdpipe("prepare", *train, *tests(corpora, out), "--speed", speed, "--out", out / "data")
+        kdpipe("prepare", *train, *held_out(corpora, out), "--speed", speed, "--out", out / "data")
 
 
-def tests(corpora: list[Path], out: Path) -> list[str]:
+def held_out(corpora: list[Path], out: Path) -> list[str]:
     """The options for development and test speech; a further test has its corpus's name."""
     options = [f"--dev={corpus}/dev.jsonl" for corpus in corpora]
     options.append(f"--test={corpora[0]}/test.jsonl")
@@ -195,7 +195,7 @@ def prepare_half(corpora: list[Path], out: Path, speed: str) -> None:
     train = [line for each in corpora for line in read_manifest(each.resolve() / "train.jsonl")]
     write_manifest(half, train[::2])
     like = ("--like", out / "teacher", "--speed", speed)
-    kdpipe("prepare", f"--train={half}", *tests(corpora, out), *like, "--out", out / "half")
+    kdpipe("prepare", f"--train={half}", *held_out(corpora, out), *like, "--out", out / "half")
 
 
 def run_row(arguments: argparse.Namespace, row: str, seed: int) -> None:

@@ -222,25 +222,23 @@ import multiprocessing, sys
 from concurrent.futures import ThreadPoolExecutor
 from kdpipe.store import open_store
 
-def total(names, store=None):
-    store = store or inherited
-    return [float(store[name].frames.log_probs.sum()) for name in names]
+def total(store):
+    return [float(store[name].frames.log_probs.sum()) for name in store]
 
-def pickled(store):
-    return total(store, store)
+def total_of_inherited(_):
+    return total(inherited)
 
 if __name__ == "__main__":
     inherited = open_store(sys.argv[1])
-    names = list(inherited)
-    expected = total(names)
+    expected = total(inherited)
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(2) as pool:
-            assert pool.map(pickled, [inherited] * 2) == [expected] * 2
+            assert pool.map(total, [inherited] * 2) == [expected] * 2
             if method == "fork":
-                assert pool.map(total, [names] * 2) == [expected] * 2
+                assert pool.map(total_of_inherited, range(2)) == [expected] * 2
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(total, [names] * 4)) == [expected] * 4
-    print(len(names))
+        assert list(threads.map(total, [inherited] * 4)) == [expected] * 4
+    print(len(expected))
 """
 
 
