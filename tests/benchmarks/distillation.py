@@ -33,7 +33,7 @@ TEACHERS = {
     "teacher-paper": ("teacher.model.dropout=0.1",),
     "teacher-unit": ("teacher.model.dropout=0.1", "teacher.scale=unit"),
     "teacher-dropout-0.3": ("teacher.model.dropout=0.3", "teacher.training.epochs=36"),
-    "teacher-72-epochs": ("teacher.model.dropout=0.3", "teacher.training.epochs=72"),
+    "teacher-60-epochs": ("teacher.model.dropout=0.3", "teacher.training.epochs=60"),
 }
 """The teachers, each with what it changes in the recipe. Most rows learn from the first."""
 SAME = (
@@ -93,7 +93,7 @@ ROWS = {
     "unit-teacher-temperature-1": Row((*TWENTY, *DROPOUT, "distillation.temperature=1"), "unit"),
     "plain-2e-3": Row((*DROPOUT, "student.training.learning_rate=2e-3"), None),
     "dropout-0.3-teacher": Row((), "dropout-0.3"),
-    "72-epochs-teacher": Row((), "72-epochs"),
+    "60-epochs-teacher": Row((), "60-epochs"),
     "low-floor": Row((*TWENTY, *DROPOUT), "low-floor"),
     "paper-teacher": Row((*TWENTY, *DROPOUT), "paper"),
     "paper-teacher-low-floor": Row((*TWENTY, *DROPOUT), "paper-low-floor"),
@@ -128,7 +128,7 @@ STORES = {
     "unit": ("teacher-unit",),
     "paper": ("teacher-paper",),
     "dropout-0.3": ("teacher-dropout-0.3",),
-    "72-epochs": ("teacher-72-epochs",),
+    "60-epochs": ("teacher-60-epochs",),
     "paper-low-floor": ("teacher-paper", "--codec", "fp16", "--min-prob", "1e-6"),
     "low-floor": ("teacher", "--codec", "fp16", "--min-prob", "1e-6"),
     "top-1": ("teacher", "--top-k", "1"),

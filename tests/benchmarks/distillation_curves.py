@@ -44,6 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = curves(arguments.models, arguments.rate)
     shown = {name: [p for p in points if p[1] <= arguments.most] for name, points in lines.items()}
+    if above := [name for name, points in shown.items() if not points]:
+        parser.error(f"--most {arguments.most:g}: every point of {', '.join(above)} lies above it")
     picture = draw(shown, arguments.rate, arguments.most)
     arguments.out.write_text(picture + "\n", encoding="utf-8")
 
