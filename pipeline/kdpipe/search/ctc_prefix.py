@@ -29,7 +29,6 @@ __all__ = [
     "LOG_ZERO",
     "CtcPrefixState",
     "CtcTable",
-    "end_scores",
     "extend_prefixes",
     "initial_prefixes",
     "prefix_scores",
@@ -102,11 +101,6 @@ def prefix_scores(
     blocks = [_score_block(table, state, block) for block in torch.split(candidates, width, dim=1)]
     scores = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
     return _score_repeats(table, state, candidates, scores)
-
-
-def end_scores(state: CtcPrefixState) -> Float[Tensor, "N"]:
-    """Log-probability of each prefix as the whole sequence: the score of end of sentence."""
-    return state.total
 
 
 def extend_prefixes(

@@ -32,8 +32,6 @@ from kdpipe.store.zarr_backend import MAX_METADATA, parse_root
 __all__ = ["RemoteStore", "copy_store", "is_url", "local_path", "open_remote"]
 
 PIECE_BYTES = 1 << 22
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
-"""They have no folders to make."""
 
 Advance = Callable[[int], object]
 
@@ -137,10 +135,6 @@ def _refuse_partial(source: str | Path) -> None:
     origin = local_path(source)
     if origin is not None and store_state(origin) == "partial":
         raise StoreIncompleteError(origin, len(read_ledger(working_folder(origin)).ids))
-
-
-def _protocols(system: Any) -> tuple[str, ...]:
-    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
