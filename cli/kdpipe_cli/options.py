@@ -90,7 +90,8 @@ def split_option(default: str) -> Decorator:
     )
 
 
-seed_option = option("--seed", default=0, help="Random seed.")
+# numpy refuses a seed below 0; every generator that is seeded takes 32 bits.
+seed_option = option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Random seed.")
 device_option = option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

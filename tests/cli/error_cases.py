@@ -64,6 +64,7 @@ USAGE = [
     case("too many arguments", "store info {store} {store_h5}", "unexpected", "--help", code=2),
     case("quiet and verbose", "store info -q -v {store}", "--quiet or --verbose", code=2),
     case("seed is no number", "<train> {data} --seed x", "'--seed'", "'x'", code=2),
+    case("seed below 0", "<train> {data} --seed -1", "'--seed'", "0<=x<=4294967295", code=2),
     case("unknown device", "<train> {data} --device tpu", "'tpu'", "'cuda'", code=2),
 ]
 
