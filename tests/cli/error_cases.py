@@ -378,6 +378,8 @@ STORES = [
         "{foreign_store}",
         "something else",
     ),
+    case("copy over files", "store copy {store} {full_zarr}", "{full_zarr}", "something", "remove"),
+    case("copy over its damage", "store copy {store} {flipped_store}", "damaged copy", "remove"),
     case(
         "copy half a store",
         "store copy {cut_store} {out}.zarr",

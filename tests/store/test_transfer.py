@@ -157,6 +157,56 @@ def test_another_store_in_the_place_is_left_alone(tmp_path: Path, memory: Any) -
         copy_store(tmp_path / "b.zarr", "memory://x/s.h5")
 
 
+def test_an_empty_folder_takes_a_copy(tmp_path: Path) -> None:
+    digest = make_store(tmp_path / "a.zarr", 3)
+    (tmp_path / "b.zarr").mkdir()
+    assert copy_store(tmp_path / "a.zarr", tmp_path / "b.zarr") == digest
+    assert open_store(tmp_path / "b.zarr").digest == digest
+    assert verify_store(tmp_path / "b.zarr").sound
+
+
+def test_what_is_no_whole_copy_is_left_alone(tmp_path: Path) -> None:
+    for name in ("a.zarr", "a.h5"):
+        make_store(tmp_path / name, 3)
+    for name, places in {"a.zarr": ("file", "foreign", "begun"), "a.h5": ("bare",)}.items():
+        for place in places:
+            target = _obstacle(tmp_path / place, name)
+            before = sorted(target.rglob("*"))
+            with pytest.raises(OutputConflictError, match="something else"):
+                copy_store(tmp_path / name, target)
+            assert sorted(target.rglob("*")) == before
+            assert [item.name for item in target.parent.iterdir()] == [name]
+
+
+def _obstacle(folder: Path, name: str) -> Path:
+    """What stands in the place of a store: the name of `folder` says what."""
+    folder.mkdir()
+    target = folder / name
+    if folder.name == "file":
+        target.write_text("notes")
+    elif folder.name == "begun":
+        write_targets(target, HEADER, range(2))
+    else:
+        target.mkdir()
+    if folder.name == "foreign":
+        (target / "notes.txt").write_text("notes")
+    return target
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_a_damaged_copy_does_not_pass_for_a_whole_one(tmp_path: Path, name: str) -> None:
+    make_store(tmp_path / name)
+    target = tmp_path / "copies" / name
+    copy_store(tmp_path / name, target)
+    damaged = target / "records" / "c" / "0" if target.is_dir() else target
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
+    with pytest.raises(OutputConflictError, match="damaged copy"):
+        copy_store(tmp_path / name, target)
+    assert damaged.read_bytes() == content
+
+
 def test_what_cannot_be_reached_is_said(tmp_path: Path, memory: Any) -> None:
     memory.pipe("/x/odd.zarr/zarr.json", b'{"attributes": {}}')
     expected = {

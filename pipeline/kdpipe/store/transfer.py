@@ -23,6 +23,7 @@ from kdpipe.errors import (
     StoreWriteError,
 )
 from kdpipe.files import sync_folder
+from kdpipe.store.check import verify_store
 from kdpipe.store.hdf5_backend import parse_user_block
 from kdpipe.store.journal import read_ledger
 from kdpipe.store.paths import backend_of, store_state, working_folder
@@ -108,9 +109,10 @@ def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda
     """Copy a finished store as it is; returns its digest. `advance` is told bytes as they go.
 
     Every file is read back and checked where it arrives; the file that makes the store whole
-    comes last. What a broken-off copy has brought over whole is not brought again. Raises
-    `OutputConflictError` when another store is in the place, `StoreDamageError` when the source
-    is not what it should be, `StoreWriteError` when the target cannot be written.
+    comes last. What a broken-off copy has brought over whole is not brought again. On this
+    machine, a whole copy in the place is checked and left as it is, and an empty folder is copied
+    into. Raises `OutputConflictError` when anything else is in the place, `StoreDamageError` when
+    the source is not what it should be, `StoreWriteError` when the target cannot be written.
     """
     _refuse_partial(source)
     remote = open_remote(source)
@@ -123,7 +125,7 @@ def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda
         return _copy_here(remote, local, advance)
     with _reached(str(target), writing=True):
         system, root = fsspec.core.url_to_fs(str(target))
-        _refuse_another(remote, str(target), system, root.rstrip("/"))
+        _refuse_another_there(remote, str(target), system, root.rstrip("/"))
         for name in remote.files:
             _bring(
                 remote, name, system, posixpath.join(root.rstrip("/"), name).rstrip("/"), advance
@@ -139,10 +141,10 @@ def _refuse_partial(source: str | Path) -> None:
 
 def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
     """Copy to this machine: the store appears under its name when it is whole."""
-    system = fsspec.filesystem("file")
-    if target.exists():
-        _refuse_another(remote, str(target), system, str(target))
+    if _is_taken(remote, target):
+        _require_whole(remote, target)
         return remote.digest
+    system = fsspec.filesystem("file")
     partial = target.with_name(f".{target.name}.copying")
     with _reached(str(target), writing=True):
         for name in remote.files:
@@ -154,20 +156,37 @@ def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
     return remote.digest
 
 
-def _refuse_another(remote: RemoteStore, target: str, system: Any, root: str) -> None:
-    """Only the same store may be in the place of the copy."""
+def _is_taken(remote: RemoteStore, target: Path) -> bool:
+    """Whether anything is in the place of the copy; an empty folder gives way to a Zarr store."""
+    if "" not in remote.files and target.is_dir():
+        return any(target.iterdir())
+    return target.exists()
+
+
+def _require_whole(remote: RemoteStore, target: Path) -> None:
+    """Only a whole copy of the same store may pass for one that is made already."""
+    _refuse_another(remote, str(target))
+    if not verify_store(target).sound:
+        raise OutputConflictError(target, (), "holds a damaged copy of the same store")
+
+
+def _refuse_another_there(remote: RemoteStore, target: str, system: Any, root: str) -> None:
+    """Elsewhere a copy that was broken off lacks the file that comes last, and is resumed."""
     name = list(remote.files)[-1]
-    place = posixpath.join(root, name) if name else root
     system.invalidate_cache()
-    if not system.exists(place):
-        return
+    if system.exists(posixpath.join(root, name) if name else root):
+        _refuse_another(remote, target)
+
+
+def _refuse_another(remote: RemoteStore, target: str) -> None:
+    """Only the same store may be in the place of the copy."""
     try:
         there = open_remote(target).digest
-    except (StoreFormatError, StoreDamageError):
-        there = "no teacher store"
+    except (StoreFormatError, StoreDamageError, InputNotFoundError):
+        there = ""
     if there != remote.digest:
-        found = [f"{there} there, {remote.digest} here"]
-        raise OutputConflictError(Path(target), found, "holds something else")
+        found = f"digest {there[:16]}, not {remote.digest[:16]}" if there else "no finished store"
+        raise OutputConflictError(Path(target), (), f"holds something else ({found})")
 
 
 def _bring(remote: RemoteStore, name: str, system: Any, place: str, advance: Advance) -> None:
