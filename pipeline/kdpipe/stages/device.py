@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -17,12 +18,16 @@ LARGEST_KEPT_BYTES = 32 << 20
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU when there is one; asking for one that is not there is an error."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` takes a GPU when there is one; asking for one that is not there is an error.
+
+    Of several GPUs the process takes the one of LOCAL_RANK, which torchrun sets, or the first.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError(name)
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def keep_freed_memory() -> None:
