@@ -26,7 +26,11 @@ __all__ = ["command"]
     metavar="TEACHER",
     help="Run this teacher on every batch instead of reading a store: slower, for comparison.",
 )
-@click.option("--allow-partial", is_flag=True, help="Take a store that is still being written.")
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Learn from a store that is still being written: the utterances that it has by now.",
+)
 @common_options
 def command(
     data: Path,

@@ -197,8 +197,30 @@ def test_a_store_under_construction_needs_leave(
     assert not done
     with pytest.raises(StoreIncompleteError):
         train_student(tiny_data.folder, tiny_recipe(), tmp_path / "out", str(store), 0, "cpu")
+    out, told, held = tmp_path / "early", list[str](), set(open_store(store, allow_partial=True))
+    for trained in (True, False):
+        arguments = (tiny_data.folder, tiny_recipe(), out, str(store), 0, "cpu", True)
+        assert train_student(*arguments, tell=told.append) is trained
+    left_out = {
+        str(record["id"]): record["reason"] for record in read_jsonl(out / "left_out.jsonl")
+    }
+    assert left_out == dict.fromkeys(set(tiny_data.split("train").ids) - held, "not-in-store")
+    assert told == [f"{len(left_out)} left out, not-in-store {len(left_out)}"]
+    assert load_model(out).card.lineage[0].store_digest == f"partial, {len(held)} utterances"
     assert teacher_dump(tiny_data.folder, "train", teacher, store, EXACT, Shard(1, 2), "cpu")
     assert len(open_store(store)) == 24
+    with pytest.raises(OutputConflictError, match="targets"):
+        train_student(*arguments)
+
+
+def test_an_unfinished_store_without_any_of_the_utterances_is_refused(
+    tiny_data: PreparedData, teacher: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "d.zarr"
+    teacher_dump(tiny_data.folder, "dev", teacher, store, EXACT, Shard(0, 2), "cpu")
+    tokenizer = Tokenizer.load(tiny_data.tokenizer)
+    with pytest.raises(MismatchError, match="lacks 24"):
+        open_targets(str(store), tiny_data, tokenizer, allow_partial=True)
 
 
 def test_shards_and_one_writer_give_the_same_content(

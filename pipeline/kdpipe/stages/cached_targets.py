@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = ["cached_targets", "check_store", "open_targets", "store_lineage"]
 JOINT = 2
 """Column of the joint score in a store's scores: attention, ctc, joint, posterior."""
 REDUMP = "Run teacher-dump again on this data, or train on the data the store was made from"
+AT_ONCE = 4096
 
 
 def open_targets(
@@ -31,8 +33,9 @@ def open_targets(
 ) -> TeacherStore:
     """The store at `store`, checked against the train split.
 
-    Raises `MismatchError` naming both sides when the store was made with another tokenizer,
-    subsampling or features, lacks utterances, or has other frame or token counts.
+    With `allow_partial` a store that is still being written may lack utterances. Raises
+    `MismatchError` naming both sides when the store was made with another tokenizer, subsampling
+    or features, lacks utterances, or has other frame counts or references.
     """
     opened = open_store(store, allow_partial)
     check_store(opened, prepared, prepared.split("train"), tokenizer)
@@ -42,7 +45,8 @@ def open_targets(
 def store_lineage(store: TeacherStore) -> Lineage:
     """What a student says of the store it learned from."""
     teacher = store.header.teacher
-    return Lineage(store.digest or "partial", teacher.name, teacher.sha256)
+    digest = store.digest or f"partial, {len(store):,} utterances"
+    return Lineage(digest, teacher.name, teacher.sha256)
 
 
 def check_store(
@@ -50,7 +54,8 @@ def check_store(
 ) -> None:
     """Refuse a store whose targets would not fit the student's frames and tokens.
 
-    A store of n-best lists alone fits any features: only the tokens must be the same.
+    A store of n-best lists alone fits any features: only the tokens must be the same. One under
+    construction, which is opened only where that is wanted, needs some of the utterances.
     """
     posteriors = {"frames", "tokens"} & set(store.header.streams)
     check_compatible(
@@ -61,23 +66,31 @@ def check_store(
         prepared.feature_digest if posteriors else None,
     )
     ids = list(split.ids)
-    missing = store.missing(ids)
-    if missing:
+    missing = set(store.missing(ids))
+    if len(missing) == len(ids) or (missing and store.complete):
+        first = [name for name in ids if name in missing][:3]
         raise MismatchError(
-            f"the set of utterances ({store.path} lacks {len(missing)},"
-            f" first {', '.join(missing[:3])})",
+            f"the set of utterances ({store.path} lacks {len(missing)}, first {', '.join(first)})",
             len(ids), len(ids) - len(missing), REDUMP,
         )  # fmt: skip
-    _check_lengths(store, ids, split)
+    places = [place for place, name in enumerate(ids) if name not in missing]
+    held = [ids[place] for place in places]
+    _check_lengths(store, held, split.frame_counts[places], split.token_counts[places])
+    if store.header.manifest_digest != split.manifest_digest:
+        _check_references(store, held, [split.tokens(place) for place in places])
 
 
-def _check_lengths(store: TeacherStore, ids: list[str], split: PreparedSplit) -> None:
+def _check_lengths(
+    store: TeacherStore,
+    ids: Sequence[str],
+    frame_counts: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+) -> None:
     """Frames and token rows of every utterance, without reading a single target.
 
     The teacher may have given an unlabelled utterance any number of token rows.
     """
-    frames = subsampled_lengths(torch.from_numpy(np.array(split.frame_counts))).numpy()
-    tokens = np.array(split.token_counts)
+    frames = subsampled_lengths(torch.from_numpy(frame_counts)).numpy()
     found = store.lengths(ids)
     rows = np.where(tokens > 0, tokens + 1, found[:, 1])
     held = [name in store.header.streams for name in ("frames", "tokens")]
@@ -89,6 +102,24 @@ def _check_lengths(store: TeacherStore, ids: list[str], split: PreparedSplit) ->
             f"frames and token rows of {len(wrong)} utterances (first {ids[first]})",
             tuple(expected[first].tolist()), tuple(found[first].tolist()), REDUMP,
         )  # fmt: skip
+
+
+def _check_references(
+    store: TeacherStore, ids: Sequence[str], tokens: Sequence[tuple[int, ...]]
+) -> None:
+    """The decoder's posteriors are of the text that the teacher was given: it must be this one.
+
+    The teacher gave unlabelled utterances their texts, and these have no tokens here.
+    """
+    for start in range(0, len(ids), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        batch = store.read_batch(ids[part])
+        stored = np.split(batch.references, batch.reference_offsets[1:-1])
+        for name, ours, theirs in zip(ids[part], tokens[part], stored, strict=True):
+            if ours and ours != tuple(theirs.tolist()):
+                raise MismatchError(
+                    f"the reference tokens of {name}", list(ours), theirs.tolist(), REDUMP
+                )
 
 
 def cached_targets(store: TeacherStore, nbest: int, device: torch.device) -> TargetSource:

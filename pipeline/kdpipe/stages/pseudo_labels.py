@@ -33,11 +33,16 @@ __all__ = [
 ]
 
 AT_ONCE = 256
+NOT_IN_STORE = "not-in-store"
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An unlabelled utterance that is not learned: its status, or `low-confidence`."""
+    """An utterance that is not learned.
+
+    The reason is the status of an unlabelled one or `low-confidence`, or `not-in-store` where the
+    store is still being written.
+    """
 
     id: str
     reason: str
@@ -46,16 +51,23 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Labels:
-    """Pseudo-labels by position in the split, and the utterances left out."""
+    """Pseudo-labels by position in the split, and the utterances left out.
+
+    absent: positions that the store has no targets for yet.
+    """
 
     tokens: Mapping[int, tuple[int, ...]]
     left_out: tuple[LeftOut, ...]
+    absent: frozenset[int] = frozenset()
 
     def summary(self) -> str:
         """How many are used, and how many left out for each reason."""
         reasons = Counter(entry.reason for entry in self.left_out)
         listed = "".join(f", {reason} {count:,}" for reason, count in sorted(reasons.items()))
-        return f"pseudo-labels: {len(self.tokens):,} used, {len(self.left_out):,} left out{listed}"
+        used = f"pseudo-labels: {len(self.tokens):,} used, "
+        if not self.tokens and set(reasons) == {NOT_IN_STORE}:
+            used = ""
+        return f"{used}{len(self.left_out):,} left out{listed}"
 
 
 class LearnedSplit:
@@ -63,7 +75,7 @@ class LearnedSplit:
 
     def __init__(self, split: PreparedSplit, labels: Labels) -> None:
         unlabelled = set(np.flatnonzero(split.token_counts == 0).tolist())
-        dropped = unlabelled - set(labels.tokens)
+        dropped = (unlabelled - set(labels.tokens)) | labels.absent
         self._split = split
         self._labels = labels
         self._kept = np.array([i for i in range(len(split)) if i not in dropped], dtype=np.int64)
@@ -95,11 +107,15 @@ def take_labels(split: PreparedSplit, store: TeacherStore, min_confidence: float
     """The store's first hypotheses as labels of the unlabelled utterances of `split`.
 
     Utterances whose label is less confident than `min_confidence`, or that have none, are left
-    out. Raises `DataError` where nothing is left to learn.
+    out; so are those that an unfinished store lacks. Raises `DataError` where nothing is left to
+    learn.
     """
+    ids = list(split.ids)
+    missing = set() if store.complete else set(store.missing(ids))
+    absent = frozenset(place for place, name in enumerate(ids) if name in missing)
     tokens: dict[int, tuple[int, ...]] = {}
-    left_out = []
-    for place, targets in _unlabelled(split, store):
+    left_out = [LeftOut(ids[place], NOT_IN_STORE, None) for place in sorted(absent)]
+    for place, targets in _unlabelled(split, store, ids, absent):
         label, sure = _label(targets), confidence(targets)
         if targets.status != "pseudo":
             left_out.append(LeftOut(targets.id, targets.status, None))
@@ -113,7 +129,7 @@ def take_labels(split: PreparedSplit, store: TeacherStore, min_confidence: float
             f"no utterance has a text or a pseudo-label of confidence {min_confidence:g} or more",
             "Lower distillation.min_confidence, or take a better teacher",
         )
-    return Labels(tokens, tuple(left_out))
+    return Labels(tokens, tuple(left_out), absent)
 
 
 def confidence(targets: UtteranceTargets) -> float:
@@ -143,10 +159,10 @@ def _label(targets: UtteranceTargets) -> tuple[int, ...]:
 
 
 def _unlabelled(
-    split: PreparedSplit, store: TeacherStore
+    split: PreparedSplit, store: TeacherStore, ids: Sequence[str], absent: frozenset[int]
 ) -> Iterator[tuple[int, UtteranceTargets]]:
-    places: Sequence[int] = np.flatnonzero(split.token_counts == 0).tolist()
-    ids = list(split.ids) if places else []
+    every: list[int] = np.flatnonzero(split.token_counts == 0).tolist()
+    places = [place for place in every if place not in absent]
     for start in range(0, len(places), AT_ONCE):
         chosen = places[start : start + AT_ONCE]
         batch = store.read_batch([ids[place] for place in chosen])

@@ -81,7 +81,8 @@ def train_student(
     Returns False where `out` was already complete. The store is checked against the data
     before training starts: a mismatch raises `MismatchError` naming both sides, and `ConfigError`
     a loss that the store has no targets for. Unlabelled utterances learn the store's pseudo-labels;
-    those left out are listed in `left_out.jsonl`, and `tell` gets the counts. The scalars of
+    with `allow_partial` a store that is still being written teaches what it has. Those left out
+    are listed in `left_out.jsonl`, and `tell` gets the counts. The scalars of
     train.jsonl go to the folder `tensorboard` too, where one is given.
     """
     if tensorboard is not None:
@@ -100,16 +101,7 @@ def train_student(
         source, lineage, labels = _open(store, prepared, tokenizer, recipe, where, allow_partial)
     else:
         source, lineage, labels = _run_teacher(online_teacher, prepared, recipe, where)
-    settings = {
-        "command": "train-student",
-        "student": to_table(recipe.student),
-        "specaugment": to_table(recipe.specaugment),
-        "distillation": to_table(recipe.distillation),
-        "targets": [entry.store_digest for entry in lineage],
-        "train_digest": split.manifest_digest,
-        "feature_digest": prepared.feature_digest,
-        "seed": seed,
-    }
+    settings = _settings(recipe, prepared, lineage, seed)
     if online_teacher is not None:
         settings["online_teacher"] = lineage[0].teacher_sha256
     with claimed(out, settings) as complete:
@@ -127,6 +119,22 @@ def train_student(
         )  # fmt: skip
         mark_complete(out, settings)
     return True
+
+
+def _settings(
+    recipe: Recipe, prepared: PreparedData, lineage: Sequence[Lineage], seed: int
+) -> dict[str, object]:
+    """What a resumed training must agree in."""
+    return {
+        "command": "train-student",
+        "student": to_table(recipe.student),
+        "specaugment": to_table(recipe.specaugment),
+        "distillation": to_table(recipe.distillation),
+        "targets": [entry.store_digest for entry in lineage],
+        "train_digest": prepared.split("train").manifest_digest,
+        "feature_digest": prepared.feature_digest,
+        "seed": seed,
+    }
 
 
 def _open(
