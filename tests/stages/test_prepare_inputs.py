@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import soundfile
 
 from kdpipe.corpus.manifest import write_manifest
 from kdpipe.corpus.utterance import Utterance
-from kdpipe.errors import ConfigError, InputNotFoundError
+from kdpipe.errors import ConfigError, InputNotFoundError, TooManyRejectedError
+from kdpipe.files import read_jsonl
+from kdpipe.stages import prepare_worker
+from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.prepare_inputs import Corpus, SplitNames, read_splits
 
 
@@ -70,3 +74,23 @@ def test_a_corpus_is_split_as_asked(corpus: Corpus) -> None:
 def test_a_corpus_without_telling_names_wants_them(corpus: Corpus) -> None:
     with pytest.raises(InputNotFoundError, match="--train"):
         read_splits(SplitNames(), Corpus("kaldi", corpus.root / "extra"))
+
+
+def test_another_tokenizer_than_the_one_to_be_like_is_refused(tmp_path: Path) -> None:
+    for like_that in ({"tokenizer": "bpe"}, {"vocab_size": 30}):
+        with pytest.raises(ConfigError, match="like"):
+            dataclasses.replace(PrepareSettings(like=tmp_path), **like_that)
+
+
+def test_what_no_search_takes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000)
+    soundfile.write(tmp_path / "a.wav", noise, 16000)
+    train = [Utterance("a", tmp_path / "a.wav", 1.0, "ONE")]
+    monkeypatch.setattr(prepare_worker, "MAX_FRAMES", 23)
+    assert prepare({"train": train}, tmp_path / "fits", PrepareSettings(), workers=0)
+    monkeypatch.setattr(prepare_worker, "MAX_FRAMES", 22)
+    with pytest.raises(TooManyRejectedError) as caught:
+        prepare({"train": train}, tmp_path / "out", PrepareSettings(), workers=0)
+    assert caught.value.reasons == {"too-long": 1}
+    listed = list(read_jsonl(tmp_path / "out" / "rejected.jsonl"))
+    assert [record["detail"] for record in listed] == ["23 encoder frames, more than 22"]

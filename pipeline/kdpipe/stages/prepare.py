@@ -56,6 +56,11 @@ class PrepareSettings:
     like: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.like is not None and (self.tokenizer != "char" or self.vocab_size is not None):
+            raise ConfigError(
+                "prepare", "like", self.like, "the tokenizer is taken from there",
+                "Leave --tokenizer and --vocab-size out, or --like",
+            )  # fmt: skip
         good = all(SLOWEST <= s <= FASTEST and s == round(s, 2) for s in self.speeds)
         if not good or not self.speeds or len(set(self.speeds)) < len(self.speeds):
             raise ConfigError(

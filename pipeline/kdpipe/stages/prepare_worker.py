@@ -20,6 +20,7 @@ from kdpipe.features.audio import SAMPLE_RATE, Channel, read_audio
 from kdpipe.features.kinds import Filterbank
 from kdpipe.features.speed import perturb_speed, speed_id
 from kdpipe.models.lengths import subsampled_lengths
+from kdpipe.search.settings import MAX_FRAMES
 from kdpipe.text.normalise import TextCase, TextSpaces, normalise
 from kdpipe.text.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ Reason = Literal[
     "not-finite-audio",
     "duration-mismatch",
     "too-short",
+    "too-long",
     "no-text",
     "empty-text",
     "unknown-token",
@@ -233,10 +235,12 @@ def _make_entry(
 
 
 def _require_alignable(tokens: Sequence[int], frames: int) -> None:
-    """CTC needs a frame a token, and a blank between equal neighbours."""
+    """CTC needs a frame a token, and a blank between equal neighbours; a search has a limit."""
     encoder_frames = subsampled_lengths(frames)
     if encoder_frames < 1:
         raise _UnusableError("too-short", f"{frames} feature frames")
+    if encoder_frames > MAX_FRAMES:
+        raise _UnusableError("too-long", f"{encoder_frames} encoder frames, more than {MAX_FRAMES}")
     needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
     if needed > encoder_frames:
         raise _UnusableError("too-many-tokens", f"{needed} needed, {encoder_frames} encoder frames")
