@@ -30,8 +30,9 @@ REMEDIES = {
     errno.ENFILE: "Close other programs, then run the same command again",
 }
 MEMORY = (
-    "Lower training.batch_frames (training), --batch-frames (teacher-dump) or --batch-size"
-    " (decode), or use a machine with more memory, then run the same command again"
+    "Lower teacher.training.batch_frames or student.training.batch_frames (training),"
+    " --batch-frames (teacher-dump) or --batch-size (decode), or use a machine with more memory,"
+    " then run the same command again"
 )
 
 

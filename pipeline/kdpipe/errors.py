@@ -170,7 +170,8 @@ class TrainingDivergedError(KdpipeError, ArithmeticError):
         self.utterances = tuple(utterances)
         super().__init__(
             f"step {step}: {term} is not finite (batch: {', '.join(self.utterances[:4])} ...)",
-            "Lower training.learning_rate or raise training.warmup_steps with --set, and give"
+            "Lower learning_rate or raise warmup_steps of the recipe's [teacher.training] or"
+            " [student.training], for example --set student.training.learning_rate=1e-3, and give"
             " another --out",
         )
 
@@ -179,7 +180,10 @@ class DependencyError(KdpipeError, ImportError):
     """An optional package is needed for what was asked."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}", f"pip install 'kdpipe[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package}",
+            f"Install kdpipe with its extra: pip install '.[{extra}]' where its pyproject.toml is",
+        )
         self.package = package
         self.extra = extra
 
@@ -254,8 +258,8 @@ class StoreIncompleteError(KdpipeError, ValueError):
     def __init__(self, path: Path | str, utterances: int) -> None:
         super().__init__(
             f"{path} is still being written: {utterances} utterances so far",
-            "Run the same teacher-dump command again to complete it (train-student can take it as"
-            " it is, with --allow-partial)",
+            "Run the same teacher-dump command again to complete it (train-student --allow-partial"
+            " learns from the utterances that it has)",
         )
         self.path = str(path)
         self.utterances = utterances

@@ -153,6 +153,6 @@ def test_an_extra_that_is_not_installed(
     monkeypatch.setitem(sys.modules, module, None)
     assert call(command, Places(world, tmp_path)) == 1
     printed = capsys.readouterr().err
-    assert f"kdpipe[{extra}]" in printed
+    assert f"'.[{extra}]'" in printed
     assert len(printed.strip().splitlines()) == 2
     assert snapshot(tmp_path) == {}

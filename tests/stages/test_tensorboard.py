@@ -15,7 +15,7 @@ from kdpipe.stages.train_teacher import train_teacher
 from kdpipe.testing import tiny_recipe
 
 event_pb2 = pytest.importorskip(
-    "tensorboardX.proto.event_pb2", reason="needs tensorboardX: pip install 'kdpipe[tensorboard]'"
+    "tensorboardX.proto.event_pb2", reason="needs tensorboardX: pip install '.[tensorboard]'"
 )
 
 
