@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -251,10 +252,11 @@ def _partial_records(out: Path) -> list[dict[str, object]]:
     path = out / PARTIAL
     if not path.is_file():
         return []
-    content = path.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]
-    if whole != content:
-        path.write_text(whole, encoding="utf-8")
+    # As bytes: a line may be torn inside a character.
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
     return list(read_jsonl(path))
 
 
