@@ -33,6 +33,7 @@ TEACHERS = {
     "teacher-paper": ("teacher.model.dropout=0.1",),
     "teacher-unit": ("teacher.model.dropout=0.1", "teacher.scale=unit"),
     "teacher-dropout-0.3": ("teacher.model.dropout=0.3", "teacher.training.epochs=36"),
+    "teacher-3e-3": ("teacher.training.learning_rate=3e-3",),
     "teacher-60-epochs": ("teacher.model.dropout=0.3", "teacher.training.epochs=60"),
 }
 """The teachers, each with what it changes in the recipe. Most rows learn from the first."""

@@ -1,16 +1,21 @@
-"""What decode does with a torn line."""
+"""What decode does with a torn line and several channels."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
+from kdpipe.corpus.manifest import read_manifest
 from kdpipe.features.prepared import PreparedData
-from kdpipe.stages.decode import Runtime, decode_split
+from kdpipe.files import read_jsonl
+from kdpipe.stages.decode import Runtime, decode_audio, decode_split
+from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.recognise import SearchSettings
-from kdpipe.testing import random_model
+from kdpipe.testing import random_model, tiny_manifest, tone_waveform
 
 GREEDY = SearchSettings(mode="ctc")
 CPU = Runtime("cpu")
@@ -34,3 +39,22 @@ def test_a_line_torn_inside_a_character_is_decoded_again(
     partial.write_bytes(b"".join(lines[:2]) + torn)
     decode_split(student, tiny_data.folder, "test", tmp_path / "out", GREEDY, CPU)
     assert (tmp_path / "out" / "hyp.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("channel", ["first", "mix"])
+def test_audio_files_are_heard_on_the_models_channel(channel: str, tmp_path: Path) -> None:
+    chords = read_manifest(tiny_manifest(tmp_path / "chords", 6, 0))
+    settings = PrepareSettings(channel="first" if channel == "first" else "mix")
+    prepare({"train": chords}, tmp_path / "data", settings, workers=0)
+    data = PreparedData.open(tmp_path / "data")
+    model = random_model(data, tmp_path / "student", "mask-ctc")
+    random = np.random.default_rng(0)
+    left, right = (tone_waveform(text, random)[:12_000] for text in ("ABCD", "FEDC"))
+    sounds = {"first": left, "mix": (left + right) / 2, "stereo": np.stack([left, right], 1)}
+    for name, sound in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound, 16_000, subtype="FLOAT")
+    files = [tmp_path / f"{name}.wav" for name in sounds]
+    decode_audio(model, files, tmp_path / "out", GREEDY, CPU)
+    scores = {line["id"]: line["score"] for line in read_jsonl(tmp_path / "out" / "hyp.jsonl")}
+    assert scores["first"] != scores["mix"]
+    assert scores["stereo"] == scores[channel]

@@ -162,7 +162,7 @@ def _decode_files(
     problems: list[KdpipeError] = []
     for path in files:
         try:
-            waveform = _read_samples(path)
+            waveform = _read_samples(path, bundle)
         except KdpipeError as error:
             problems.append(error)
             rejected.append({"id": path.stem, "audio_filepath": str(path), "reason": str(error)})
@@ -180,8 +180,9 @@ def _decode_files(
     _decode_all(out, [str(d["id"]) for d in durations], batches, bundle, settings, runtime)
 
 
-def _read_samples(path: Path) -> torch.Tensor:
-    waveform = read_audio(path)
+def _read_samples(path: Path, bundle: ModelBundle) -> torch.Tensor:
+    """The channel of a file that the model was trained on."""
+    waveform = read_audio(path, channel=bundle.card.features.get("channel", "mix"))
     if not len(waveform):
         raise DataError(str(path), "no samples in it", "Give a file with speech in it")
     return waveform
