@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from kdpipe.corpus.manifest import read_manifest
+from kdpipe.features.audio import Channel
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_jsonl
 from kdpipe.stages.decode import Runtime, decode_audio, decode_split
@@ -42,10 +43,9 @@ def test_a_line_torn_inside_a_character_is_decoded_again(
 
 
 @pytest.mark.parametrize("channel", ["first", "mix"])
-def test_audio_files_are_heard_on_the_models_channel(channel: str, tmp_path: Path) -> None:
+def test_audio_files_are_heard_on_the_models_channel(channel: Channel, tmp_path: Path) -> None:
     chords = read_manifest(tiny_manifest(tmp_path / "chords", 6, 0))
-    settings = PrepareSettings(channel="first" if channel == "first" else "mix")
-    prepare({"train": chords}, tmp_path / "data", settings, workers=0)
+    prepare({"train": chords}, tmp_path / "data", PrepareSettings(channel=channel), workers=0)
     data = PreparedData.open(tmp_path / "data")
     model = random_model(data, tmp_path / "student", "mask-ctc")
     random = np.random.default_rng(0)
