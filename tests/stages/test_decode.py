@@ -1,4 +1,4 @@
-"""What decode does with a torn line and several channels."""
+"""What decode does with a torn line, several channels, and utterances too long for a search."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import pytest
 import soundfile
 
 from kdpipe.corpus.manifest import read_manifest
+from kdpipe.errors import DataError
 from kdpipe.features.audio import Channel
 from kdpipe.features.prepared import PreparedData
-from kdpipe.files import read_jsonl
+from kdpipe.files import read_json, read_jsonl
+from kdpipe.models import subsampled_lengths
+from kdpipe.scoring import read_report
+from kdpipe.search.settings import MAX_FRAMES
 from kdpipe.stages.decode import Runtime, decode_audio, decode_split
 from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.recognise import SearchSettings
 from kdpipe.testing import random_model, tiny_manifest, tone_waveform
 
+SEARCH = SearchSettings(beam=2)
 GREEDY = SearchSettings(mode="ctc")
 CPU = Runtime("cpu")
 
@@ -25,6 +30,12 @@ CPU = Runtime("cpu")
 @pytest.fixture(scope="module")
 def student(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model(tiny_data, tmp_path_factory.mktemp("models") / "student", "mask-ctc")
+
+
+def limit_frames(monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+    """As if the searches took no more: ten minutes of speech would take too long here."""
+    assert frames < MAX_FRAMES
+    monkeypatch.setattr("kdpipe.search.settings.MAX_FRAMES", frames)
 
 
 def test_a_line_torn_inside_a_character_is_decoded_again(
@@ -58,3 +69,63 @@ def test_audio_files_are_heard_on_the_models_channel(channel: Channel, tmp_path:
     scores = {line["id"]: line["score"] for line in read_jsonl(tmp_path / "out" / "hyp.jsonl")}
     assert scores["first"] != scores["mix"]
     assert scores["stereo"] == scores[channel]
+
+
+def test_utterances_of_a_split_too_long_for_the_search_are_listed(
+    tiny_data: PreparedData, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = list(tiny_data.split("test").utterances)
+    limit = sorted(subsampled_lengths(u.num_frames) for u in chosen)[3]
+    kept = [u for u in chosen if subsampled_lengths(u.num_frames) <= limit]
+    long = [u for u in chosen if u not in kept]
+    decode_split(student, tiny_data.folder, "test", tmp_path / "whole", SEARCH, CPU)
+    assert not (tmp_path / "whole" / "rejected.jsonl").exists()
+    limit_frames(monkeypatch, limit)
+    for _ in range(2):
+        report = decode_split(student, tiny_data.folder, "test", tmp_path / "out", SEARCH, CPU)
+        assert report == read_report(tmp_path / "out" / "score.json")
+        assert (report.utterances, report.skipped) == (len(kept), len(long))
+        assert report.audio_seconds == pytest.approx(sum(u.duration for u in kept))
+        assert report.wer is not None
+        assert report.wer.reference == sum(len(str(u.text).split()) for u in kept)
+        listed = {str(line["id"]): line for line in read_jsonl(tmp_path / "out" / "rejected.jsonl")}
+        assert list(listed) == [u.id for u in long]
+        assert listed[long[0].id]["audio_filepath"] == str(long[0].audio)
+        assert f"limit of {limit}" in str(listed[long[0].id]["reason"])
+    lines = {line["id"]: line for line in read_jsonl(tmp_path / "whole" / "hyp.jsonl")}
+    found = list(read_jsonl(tmp_path / "out" / "hyp.jsonl"))
+    assert found == [lines[u.id] for u in kept]
+    greedy = decode_split(student, tiny_data.folder, "test", tmp_path / "ctc", GREEDY, CPU)
+    assert (greedy.utterances, greedy.skipped) == (len(chosen), 0)
+
+
+def test_audio_files_too_long_for_the_search_are_listed(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waveform = tone_waveform("ABCDEF", np.random.default_rng(0))
+    # The 28th encoder frame reads feature frames up to 4 * 27 + 6, one each 10 ms and 25 ms long.
+    least = 160 * (4 * 27 + 6) + 400
+    for name, samples in {"fits": least - 1, "long": least}.items():
+        soundfile.write(tmp_path / f"{name}.wav", np.resize(waveform, samples), 16_000)
+    limit_frames(monkeypatch, 27)
+    files = [tmp_path / "long.wav", tmp_path / "fits.wav"]
+    report = decode_audio(student, files, tmp_path / "out", SEARCH, CPU)
+    assert (report.utterances, report.skipped) == (1, 1)
+    (rejected,) = read_jsonl(tmp_path / "out" / "rejected.jsonl")
+    assert (rejected["id"], rejected["audio_filepath"]) == ("long", str(files[0]))
+    assert "28 encoder frames" in str(rejected["reason"])
+    score = read_json(tmp_path / "out" / "score.json")
+    assert isinstance(score, dict)
+    assert score["audio_seconds"] == pytest.approx((least - 1) / 16_000)
+
+
+def test_nothing_but_utterances_too_long_is_an_error_that_names_one(
+    tiny_data: PreparedData, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_frames(monkeypatch, 2)
+    first = tiny_data.split("test").utterances[0]
+    with pytest.raises(DataError, match=f"{first.id}: .* longer than the limit of 2"):
+        decode_split(student, tiny_data.folder, "test", tmp_path / "out", SEARCH, CPU)
+    with pytest.raises(DataError, match=rf"{first.id}\.wav: .* longer than the limit of 2"):
+        decode_audio(student, [first.audio], tmp_path / "out", SEARCH, CPU)
+    assert not (tmp_path / "out").exists()

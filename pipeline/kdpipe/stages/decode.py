@@ -13,12 +13,16 @@ import torch
 
 from kdpipe.batching import Batch, collate, pad_tokens
 from kdpipe.checkpoint import ModelBundle, load_model, weights_digest
-from kdpipe.errors import DataError, InputNotFoundError, KdpipeError
+from kdpipe.errors import DataError, InputNotFoundError, KdpipeError, UtteranceTooLongError
 from kdpipe.features.audio import read_audio
+from kdpipe.features.espnet_filterbank import EspnetFilterbank
+from kdpipe.features.filterbank import num_frames
 from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.files import read_jsonl, write_json, write_jsonl
+from kdpipe.models import subsampled_lengths
 from kdpipe.progress import progress_bar
 from kdpipe.scoring import ScoreReport, score_report
+from kdpipe.search.settings import check_lengths
 from kdpipe.stages.agreement import require_same_filterbank
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import keep_freed_memory, pick_device
@@ -34,6 +38,7 @@ from kdpipe.stages.recognise import (
 __all__ = ["Runtime", "decode_audio", "decode_split", "decode_waveforms", "waveform_batch"]
 
 PARTIAL = "partial.jsonl"
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,10 @@ def decode_split(
 ) -> ScoreReport:
     """Decode a prepared split into `out` and score it against its texts.
 
-    Resumes what an earlier call began. Raises `MismatchError` where the model was trained on
-    another kind of features than the data has.
+    Resumes what an earlier call began. Utterances too long for the search are skipped, counted,
+    and listed in `rejected.jsonl` with the reason. Raises `MismatchError` where the model was
+    trained on another kind of features than the data has, `DataError` where every utterance is
+    too long.
     """
     prepared = PreparedData.open(data)
     bundle = load_model(model, pick_device(runtime.device))
@@ -59,19 +66,21 @@ def decode_split(
     require_same_filterbank(bundle, prepared)
     chosen = prepared.split(split)
     record = _record(bundle, settings, runtime, {"split": split, "data": chosen.manifest_digest})
+    places, rejected = _searchable(chosen, bundle, settings)
+    utterances = [chosen.utterance(place) for place in places]
     with claimed(out, record) as complete:
         if not complete:
-            ids = list(chosen.ids)
-            batches = _split_batches(bundle, chosen)
-            _decode_all(out, ids, batches, bundle, settings, runtime)
-        references = {u.id: u.text for u in chosen.utterances if u.text is not None}
-        seconds = sum(u.duration for u in chosen.utterances)
+            if rejected:
+                write_jsonl(out / REJECTED, rejected)
+            batches = _split_batches(bundle, chosen, places)
+            _decode_all(out, [u.id for u in utterances], batches, bundle, settings, runtime)
+        references = {u.id: u.text for u in utterances if u.text is not None}
         report = _finish(
             out,
             split,
             references,
-            seconds,
-            prepared.rejected_count(split),
+            sum(u.duration for u in utterances),
+            prepared.rejected_count(split) + len(rejected),
             bundle,
             settings,
             runtime,
@@ -85,9 +94,9 @@ def decode_audio(
 ) -> ScoreReport:
     """Decode audio files into `out`; an utterance's id is its file's stem.
 
-    Files that cannot be read are skipped, counted, and listed in `rejected.jsonl` with the
-    reason. Raises `InputNotFoundError` for a missing file, `DataError` where two files have one
-    stem, and where none can be read.
+    Files that cannot be read, or are too long for the search, are skipped, counted, and listed
+    in `rejected.jsonl` with the reason. Raises `InputNotFoundError` for a missing file,
+    `DataError` where two files have one stem, and where none can be decoded.
     """
     for path in files:
         if not path.is_file():
@@ -102,7 +111,7 @@ def decode_audio(
     with claimed(out, record) as complete:
         if not complete:
             _decode_files(out, files, bundle, settings, runtime)
-        rejected = _count_lines(out / "rejected.jsonl")
+        rejected = _count_lines(out / REJECTED)
         seconds = sum(float(str(r["duration"])) for r in read_jsonl(out / "durations.jsonl"))
         report = _finish(out, "audio", {}, seconds, rejected, bundle, settings, runtime)
         mark_complete(out, record)
@@ -130,11 +139,53 @@ def waveform_batch(bundle: ModelBundle, waveforms: Sequence[torch.Tensor]) -> Ba
 
 
 Batches = Callable[[list[int]], Batch]
+Rejection = dict[str, object]
 
 
-def _split_batches(bundle: ModelBundle, split: PreparedSplit) -> Batches:
+def _split_batches(bundle: ModelBundle, split: PreparedSplit, places: Sequence[int]) -> Batches:
+    """Batches of the utterances at `places`, by their number in that list."""
     device = next(bundle.model.parameters()).device
-    return lambda indices: collate(split, bundle.cmvn, indices).to(device)
+    return lambda indices: collate(split, bundle.cmvn, [places[i] for i in indices]).to(device)
+
+
+def _rejection(identifier: str, audio: Path, error: KdpipeError) -> Rejection:
+    return {"id": identifier, "audio_filepath": str(audio), "reason": str(error)}
+
+
+def _searchable(
+    split: PreparedSplit, bundle: ModelBundle, settings: SearchSettings
+) -> tuple[list[int], list[Rejection]]:
+    """Positions of the utterances that the search takes, and the others with the reason."""
+    places: list[int] = []
+    rejected: list[Rejection] = []
+    problems: list[DataError] = []
+    frame_counts = split.frame_counts.tolist()
+    for place, (identifier, frames) in enumerate(zip(split.ids, frame_counts, strict=True)):
+        try:
+            _require_searchable(identifier, frames, bundle, settings)
+        except DataError as error:
+            problems.append(error)
+            rejected.append(_rejection(identifier, split.utterance(place).audio, error))
+        else:
+            places.append(place)
+    if problems and not places:
+        raise problems[0]
+    return places, rejected
+
+
+def _require_searchable(
+    name: str, frames: int, bundle: ModelBundle, settings: SearchSettings
+) -> None:
+    """Raise `DataError` for an utterance of more feature `frames` than the search takes.
+
+    Before the encoder spends time and memory on it; greedy CTC takes any length.
+    """
+    if resolve_mode(settings.mode, bundle.model.config.kind) == "ctc":
+        return
+    try:
+        check_lengths([subsampled_lengths(frames)])
+    except UtteranceTooLongError as error:
+        raise DataError(name, error.message, error.remedy) from error
 
 
 def _record(
@@ -157,21 +208,21 @@ def _decode_files(
     settings: SearchSettings,
     runtime: Runtime,
 ) -> None:
-    """Read every file first, so that unreadable ones are known before decoding starts."""
+    """Read every file first, so that those of no use are known before decoding starts."""
     waveforms, durations, rejected = [], [], []
     problems: list[KdpipeError] = []
     for path in files:
         try:
-            waveform = _read_samples(path, bundle)
+            waveform = _read_samples(path, bundle, settings)
         except KdpipeError as error:
             problems.append(error)
-            rejected.append({"id": path.stem, "audio_filepath": str(path), "reason": str(error)})
+            rejected.append(_rejection(path.stem, path, error))
             continue
         waveforms.append(waveform)
         durations.append({"id": path.stem, "duration": len(waveform) / 16_000})
     if not waveforms:
         raise problems[0]
-    write_jsonl(out / "rejected.jsonl", rejected)
+    write_jsonl(out / REJECTED, rejected)
     write_jsonl(out / "durations.jsonl", durations)
 
     def batches(indices: list[int]) -> Batch:
@@ -180,12 +231,21 @@ def _decode_files(
     _decode_all(out, [str(d["id"]) for d in durations], batches, bundle, settings, runtime)
 
 
-def _read_samples(path: Path, bundle: ModelBundle) -> torch.Tensor:
+def _read_samples(path: Path, bundle: ModelBundle, settings: SearchSettings) -> torch.Tensor:
     """The channel of a file that the model was trained on."""
     waveform = read_audio(path, channel=bundle.card.features.get("channel", "mix"))
     if not len(waveform):
         raise DataError(str(path), "no samples in it", "Give a file with speech in it")
+    _require_searchable(str(path), _count_frames(bundle, len(waveform)), bundle, settings)
     return waveform
+
+
+def _count_frames(bundle: ModelBundle, samples: int) -> int:
+    """Feature frames of a waveform, without computing them."""
+    filterbank = bundle.filterbank
+    if isinstance(filterbank, EspnetFilterbank):
+        return filterbank.num_frames(samples)
+    return num_frames(samples)
 
 
 def _decode_all(
