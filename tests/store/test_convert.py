@@ -108,5 +108,23 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreFormatError, match="compact"):
         convert_store(tmp_path / "a.zarr", tmp_path / "b.h5", compact=True)
     convert_store(tmp_path / "a.zarr", tmp_path / "b.h5")
+    write_targets(tmp_path / "c.zarr", make_header(), range(3))
+    finish(tmp_path / "c.zarr")
     with pytest.raises(StoreFormatError, match="there already"):
-        convert_store(tmp_path / "a.zarr", tmp_path / "b.h5")
+        convert_store(tmp_path / "c.zarr", tmp_path / "b.h5")
+    with pytest.raises(StoreFormatError, match="there already"):
+        convert_store(tmp_path / "a.zarr", tmp_path / "c.zarr", compact=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "compact"), [("b.h5", False), ("b.zarr", False), ("b.zarr", True)]
+)
+def test_what_was_converted_before_stays(tmp_path: Path, name: str, compact: bool) -> None:
+    write_targets(tmp_path / "a.zarr", make_header(), range(2))
+    digest = finish(tmp_path / "a.zarr")
+    target = tmp_path / name
+    assert convert_store(tmp_path / "a.zarr", target, compact) == digest
+    made = target.stat().st_mtime_ns
+    told: list[int] = []
+    assert convert_store(tmp_path / "a.zarr", target, compact, advance=told.append) == digest
+    assert (target.stat().st_mtime_ns, told) == (made, [])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.store.contract import VOCABULARY, dense_log_probs, make_header, make_targets
 
-from kdpipe.errors import MismatchError
+from kdpipe.errors import MismatchError, StoreFormatError
 from kdpipe.store import (
     SparsePosterior,
     StoreHeader,
@@ -66,6 +66,19 @@ def test_joining_disjoint_stores(tmp_path: Path) -> None:
     joined = open_store(tmp_path / "ab.h5")
     assert joined.header.lineage == (open_store(first).digest, open_store(second).digest)
     assert verify_store(tmp_path / "ab.h5").sound
+
+
+def test_what_was_merged_before_stays_and_what_others_made_is_refused(tmp_path: Path) -> None:
+    first = make_store(tmp_path / "a.zarr", range(4))
+    second = make_store(tmp_path / "b.zarr", range(4), shift=3)
+    third = make_store(tmp_path / "c.zarr", range(4, 6))
+    for merge, source in ((join_stores, third), (average_stores, second)):
+        target = tmp_path / f"{merge.__name__}.zarr"
+        digest, told = merge([first, source], target), list[int]()
+        assert merge([first, source], target, told.append) == digest
+        assert told == []
+        with pytest.raises(StoreFormatError, match="of other stores"):
+            merge([source, first], target)
 
 
 def test_joining_other_splits_is_recorded(tmp_path: Path) -> None:

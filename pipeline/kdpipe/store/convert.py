@@ -48,13 +48,17 @@ def convert_store(
     """Write `source` again at `target` (.zarr or .h5, Zarr also compact); returns the digest.
 
     Every record and the content digest are checked on the way. Memory does not grow with the
-    store but for its index; the target appears when it is whole. `advance` is told how many
-    utterances are done. Raises `StoreDamageError`,
+    store but for its index; the target appears when it is whole, and stays where it was written
+    before. `advance` is told how many utterances are done. Raises `StoreDamageError`,
     `StoreFormatError` or `StoreIncompleteError`.
     """
     image = open_any(source)
     if image.digest is None:
         raise StoreIncompleteError(source, len(image.index))
+    if store_state(target) == "complete" and is_compact(target) is compact:
+        made = open_any(target)
+        if made.digest == image.digest:
+            return made.digest
     if store_state(target) != "absent" or target.exists():
         raise StoreFormatError(target, "is there already", "Remove it, or give another path")
     if compact and backend_of(target) == "hdf5":

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe.errors import MismatchError
+from kdpipe.errors import MismatchError, StoreFormatError
 from kdpipe.store.blocks import checked
 from kdpipe.store.convert import all_blocks, open_any
 from kdpipe.store.finish import finish
 from kdpipe.store.layout import Widths
 from kdpipe.store.pairs import mean_posterior
+from kdpipe.store.paths import store_state
 from kdpipe.store.reader import TeacherStore, open_store
 from kdpipe.store.repair import record_at
 from kdpipe.store.schema import (
@@ -47,8 +48,8 @@ def join_stores(
     """Join stores of one teacher over different utterances; returns the digest.
 
     Records are moved as they are. An utterance in several stores must be the same in all. The
-    stores may be of different splits; all other settings must agree. Resumes when run again.
-    Raises `MismatchError` naming both sides.
+    stores may be of different splits; all other settings must agree. Resumes when run again;
+    what is complete stays. Raises `MismatchError` naming both sides.
     """
     images = [open_any(source) for source in sources]
     headers = [image.header for image in images]
@@ -66,6 +67,8 @@ def join_stores(
         fidelity=None,
     )
     _require_same_overlap(sources)
+    if digest := _made_before(target, header):
+        return digest
     with StoreWriter(target, header, "join", flush_bytes=1 << 23) as writer:
         for image in images:
             for block in checked(all_blocks(image), image.path, image.header, image.digest):
@@ -96,8 +99,8 @@ def average_stores(
     """Average several teachers over the same utterances; returns the digest.
 
     Posteriors are averaged as probabilities and cut again by the settings all stores share.
-    Hypotheses are those of all teachers by the mean of their posteriors. Resumes when run again.
-    Raises `MismatchError` naming both sides when utterances, frames or references differ.
+    Hypotheses are those of all teachers by the mean of their posteriors. Resumes when run again;
+    what is complete stays. Raises `MismatchError` naming both sides when utterances, frames or references differ.
     """
     stores = [open_store(source) for source in sources]
     headers = [store.header for store in stores]
@@ -108,6 +111,8 @@ def average_stores(
         if store.ids != ids:
             what = f"the set of utterances of {sources[0]} and {source}"
             raise MismatchError(what, len(ids), len(store), "Average the same utterances")
+    if digest := _made_before(target, header):
+        return digest
     with StoreWriter(target, header, "average", flush_bytes=1 << 23) as writer:
         done = writer.done_ids()
         for start in range(0, len(ids), BATCH):
@@ -117,6 +122,21 @@ def average_stores(
                     writer.add(mean_targets(versions, header))
             advance(min(BATCH, len(ids) - start))
     return finish(target)
+
+
+def _made_before(target: Path, header: StoreHeader) -> str | None:
+    """The digest of `target` where it is complete and of these sources; None where it is not.
+
+    Raises `StoreFormatError` for a complete store of others.
+    """
+    if store_state(target) != "complete":
+        return None
+    made = open_any(target)
+    ours, theirs = ((h.lineage, h.score_definitions) for h in (header, made.header))
+    if ours != theirs:
+        problem = "is complete, and of other stores"
+        raise StoreFormatError(target, problem, "Remove it, or give another --out")
+    return made.digest
 
 
 def _average_header(stores: Sequence[TeacherStore]) -> StoreHeader:
