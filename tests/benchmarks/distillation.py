@@ -160,6 +160,7 @@ def main() -> None:
     run.add_argument("--rows", nargs="+", choices=[*TEACHERS, *ROWS], required=True)
     run.add_argument("--seeds", nargs="+", type=int, default=[0])
     run.add_argument("--speed", default="0.9,1.0,1.1", help="of the training speech")
+    run.add_argument("--pieces", type=int, help="BPE pieces; without it characters")
     run.add_argument("--device", default="cpu")
     run.add_argument("--set", dest="overrides", nargs="+", default=[])
     table = actions.add_parser("table")
@@ -173,17 +174,19 @@ def main() -> None:
         found = Decodes(arguments.out, arguments.split, arguments.search)
         print(write_table(found, arguments.json, tuple(SEARCHES)))
         return
-    prepare(arguments.corpus, arguments.out, arguments.speed)
+    prepare(arguments.corpus, arguments.out, arguments.speed, arguments.pieces)
     for row in arguments.rows:
         for seed in arguments.seeds if row not in TEACHERS else [0]:
             run_row(arguments, row, seed)
 
 
-def prepare(corpora: list[Path], out: Path, speed: str) -> None:
-    """The data that every row shares: the training speech at every speed, character tokens."""
+def prepare(corpora: list[Path], out: Path, speed: str, pieces: int | None) -> None:
+    """The data that every row shares: the training speech at every speed, its tokens."""
     if not (out / "data").exists():
         train = [f"--train={corpus}/train.jsonl" for corpus in corpora]
-        kdpipe("prepare", *train, *held_out(corpora, out), "--speed", speed, "--out", out / "data")
+        tokens = ["--tokenizer", "bpe", "--vocab-size", str(pieces)] if pieces else []
+        options = [*train, *held_out(corpora, out), *tokens, "--speed", speed]
+        kdpipe("prepare", *options, "--out", out / "data")
 
 
 def held_out(corpora: list[Path], out: Path) -> list[str]:
