@@ -224,6 +224,19 @@ def test_posterior_settings_are_refused(
         teacher_dump(tiny_data.folder, "dev", own, tmp_path / "s.zarr", settings, Shard(), "cpu")
 
 
+def test_a_beam_of_one_dumps_the_greedy_text(
+    tiny_data: PreparedData, teacher: Path, tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "s.zarr", replace(SETTINGS, beam=1)
+    assert teacher_dump(tiny_data.folder, "dev", teacher, out, settings, Shard(), "cpu")
+    opened = open_store(out)
+    assert opened.header.decode["beam"] == 1
+    lists = [opened[utterance].nbest for utterance in opened]
+    assert {len(nbest) for nbest in lists} == {1}
+    assert all(hypothesis.joint < 0 for (hypothesis,) in lists)
+    assert recompute_sample(out, tiny_data.folder, teacher, 3, 0, "cpu").best_agrees == 1.0
+
+
 def test_it_is_a_teacher_and_nothing_else(teacher: Path) -> None:
     assert is_hf_teacher(teacher)
     with pytest.raises(ModelFormatError, match="gives text alone"):

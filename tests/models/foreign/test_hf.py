@@ -61,6 +61,33 @@ def test_the_nbest_is_by_the_log_probability_of_whole_texts(whisper: Path) -> No
     assert not all(hypothesis.finished for found in lists for hypothesis in found)
 
 
+def test_a_beam_of_one_gives_the_greedy_text_and_its_log_probability(tmp_path: Path) -> None:
+    recogniser = load_hf(tiny_whisper(tmp_path / "hf", LETTERS, seed=11), "en", None, CPU)
+    heed_the_audio(recogniser)
+    waveforms = [noise(seconds, 0) for seconds in (0.2, 0.5, 1.0, 1.5, 1.9)]
+    lists = recogniser.nbest(waveforms, beam=1, nbest=4)
+    assert [len(found) for found in lists] == [1] * len(waveforms)
+    greedy = [found[0] for found in lists]
+    # Those that end are padded to the length of those that do not.
+    assert {hypothesis.finished for hypothesis in greedy} == {True, False}
+    for waveform, hypothesis in zip(waveforms, greedy, strict=True):
+        ((alone,),) = recogniser.nbest([waveform], beam=1, nbest=1)
+        assert (alone.text, alone.finished) == (hypothesis.text, hypothesis.finished)
+        assert alone.log_prob == pytest.approx(hypothesis.log_prob, abs=1e-3)
+        if hypothesis.finished:
+            expected = forced_log_prob(recogniser, waveform, hypothesis.text)
+            assert hypothesis.log_prob == pytest.approx(expected, abs=1e-3)
+
+
+def heed_the_audio(recogniser: HfRecogniser) -> None:
+    """Larger weights, without which a random model says the same of whatever it hears."""
+    with torch.no_grad():
+        for name, weight in recogniser.model.named_parameters():
+            large_already = name in ("model.encoder.embed_positions.weight", "proj_out.weight")
+            if weight.dim() > 1 and not large_already:
+                weight.mul_(20.0)
+
+
 def test_language_and_task_begin_the_prompt(whisper: Path) -> None:
     settings = load_hf(whisper, "de", "translate", CPU).model.generation_config
     ids = {**settings.lang_to_id, **settings.task_to_id}

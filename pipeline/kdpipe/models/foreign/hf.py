@@ -62,13 +62,16 @@ class HfRecogniser:
     ) -> list[list[SpokenText]]:
         """The `nbest` best hypotheses (at most `beam`) of each 16 kHz waveform, best first.
 
-        Beam search over log P without length normalisation, so the order is that of Eq. 9.
+        Beam search over log P without length normalisation, so the order is that of Eq. 9; a beam
+        of one is greedy search.
         """
         inputs = self._features(waveforms)
         prompt = torch.tensor([self.prompt] * len(waveforms), device=self.model.device)
-        found = self._search(inputs, prompt, beam, min(beam, nbest))
-        texts = self._texts(found.sequences[:, len(self.prompt) :], found.sequences_scores)
         count = min(beam, nbest)
+        found = self._search(inputs, prompt, beam, count)
+        tokens = found.sequences[:, len(self.prompt) :]
+        scores = self._greedy_scores(tokens, found.logits) if beam == 1 else found.sequences_scores
+        texts = self._texts(tokens, scores)
         return [texts[start : start + count] for start in range(0, len(texts), count)]
 
     def _features(self, waveforms: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -108,7 +111,8 @@ class HfRecogniser:
             "length_penalty": 0.0,
             "early_stopping": False,
             "return_dict_in_generate": True,
-            "output_scores": True,
+            "output_scores": beam > 1,
+            "output_logits": beam == 1,
             "return_timestamps": False,
             "forced_decoder_ids": None,
             "max_new_tokens": None,
@@ -118,9 +122,30 @@ class HfRecogniser:
             setattr(settings, name, value)
         return settings
 
-    def _texts(self, sequences: Int[Tensor, "N L"], scores: Float[Tensor, "N"]) -> list[SpokenText]:
+    def _greedy_scores(
+        self, sequences: Int[Tensor, "N L"], logits: Sequence[Float[Tensor, "N V"]]
+    ) -> Float[Tensor, "N"]:
+        """log P of each sequence up to its first end, which greedy search does not add up.
+
+        As in beam search, tokens that are suppressed keep their share of the probability.
+        """
+        columns = sequences.split(1, dim=1)
+        steps = zip(logits, columns, strict=True)
+        log_probs = torch.cat([step.log_softmax(1).gather(1, column) for step, column in steps], 1)
+        ends = torch.isin(sequences, sequences.new_tensor(self._ends))
+        padding = ends.cumsum(1) > ends
+        return log_probs.masked_fill(padding, 0.0).sum(1)
+
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end a text."""
         ends = self.model.generation_config.eos_token_id
-        ends = set(ends) if isinstance(ends, list) else {ends}
+        if ends is None:
+            return []
+        return ends if isinstance(ends, list) else [ends]
+
+    def _texts(self, sequences: Int[Tensor, "N L"], scores: Float[Tensor, "N"]) -> list[SpokenText]:
+        ends = set(self._ends)
         return [
             SpokenText(
                 self.tokenizer.decode(tokens, skip_special_tokens=True),
