@@ -14,6 +14,7 @@ from kdpipe.stages.store_teacher import recompute_sample, repair_store
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.store import open_store
 from kdpipe.store.check import verify_store
+from kdpipe.store.merge import average_stores
 from kdpipe.testing import random_model
 from kdpipe_cli.main import main
 
@@ -94,6 +95,22 @@ def test_the_command_repairs_and_recomputes(
     assert "agrees" in printed
     assert verify("--recompute", "3", "--threshold", "0", *where)[0] == 1
     assert verify("--repair")[0] == 2
+
+
+def test_an_average_is_mended_through_its_sources(
+    tiny_data: PreparedData, teacher: Path, store: Path, tmp_path: Path
+) -> None:
+    other = random_model(tiny_data, tmp_path / "other", "ar", seed=3)
+    teacher_dump(tiny_data.folder, "train", other, tmp_path / "o.zarr", SETTINGS, Shard(), "cpu")
+    mean = tmp_path / "mean.zarr"
+    average_stores([store, tmp_path / "o.zarr"], mean)
+    with pytest.raises(MismatchError, match="average of teacher, other") as refused:
+        recompute_sample(mean, tiny_data.folder, teacher, 2, 0, "cpu")
+    assert "merge" in refused.value.remedy
+    flip_a_record_byte(mean)
+    with pytest.raises(MismatchError, match="average of teacher, other"):
+        repair_store(mean, tiny_data.folder, teacher, "cpu")
+    assert len(verify_store(mean).damaged_ids) == 1
 
 
 def test_a_random_model_is_a_model(teacher: Path) -> None:

@@ -68,7 +68,8 @@ def recompute_sample(
     """Run the teacher again on `size` random utterances of a store and compare.
 
     A pseudo-labelled utterance is compared on the label in the store. Raises `MismatchError`
-    where the teacher is not the store's, or the data is not what the store was made from.
+    where the teacher is not the store's, the store is an average of several, or the data is not
+    what the store was made from.
     """
     opened = open_store(store, allow_partial=True)
     prepared = PreparedData.open(data)
@@ -90,8 +91,8 @@ def recompute_sample(
 def repair_store(store: Path, data: Path, teacher: Path, device: str) -> list[str]:
     """Drop the damaged utterances of a store and dump just those again; returns their ids.
 
-    Raises `MismatchError` for another teacher or other data, `StoreDamageError` where header or
-    index are beyond use.
+    Raises `MismatchError` for another teacher, an average of several or other data,
+    `StoreDamageError` where header or index are beyond use.
     """
     header = open_store(store, allow_partial=True).header
     _same_speaker(header, teacher, PreparedData.open(data), device)
@@ -123,6 +124,12 @@ def _same_speaker(
     header: StoreHeader, teacher: Path, prepared: PreparedData, device: str
 ) -> Speaker:
     """The store's teacher in front of its split, if teacher and data are the store's."""
+    # An average keeps the search settings of each of its teachers, by number.
+    if "beam" not in header.decode:
+        raise MismatchError(
+            "the teacher", teacher.name, header.teacher.name,
+            "Verify or repair each teacher's own store, then merge them again with --average",
+        )  # fmt: skip
     speaker = open_speaker(teacher, prepared, header.split, dump_settings(header), device)
     ours = speaker.header
     pairs = {
