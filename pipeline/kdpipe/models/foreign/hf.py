@@ -129,7 +129,7 @@ class HfRecogniser:
 
         As in beam search, tokens that are suppressed keep their share of the probability.
         """
-        columns = sequences.split(1, dim=1)
+        columns = torch.split(sequences, 1, dim=1)
         steps = zip(logits, columns, strict=True)
         log_probs = torch.cat([step.log_softmax(1).gather(1, column) for step, column in steps], 1)
         ends = torch.isin(sequences, sequences.new_tensor(self._ends))
