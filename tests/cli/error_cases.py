@@ -359,7 +359,9 @@ STORES = [
     case("convert nothing", "store convert {out}.zarr {out}.h5", "{out}.zarr", "Check the path"),
     case("convert unfinished", "store convert {partial} {out}.h5", "{partial}", "still being"),
     case("convert damage", "store convert {flipped_store} {out}.h5", "train-005", "store verify"),
-    case("convert to what is there", "store convert {store} {store_h5}", "{store_h5}", "Remove it"),
+    case(
+        "convert over another", "store convert {test_store} {store_h5}", "{store_h5}", "Remove it"
+    ),
     case("convert to no suffix", "store convert {store} {out}", "{out}", ".zarr or .h5"),
     case("compact HDF5", "store convert {store} {out}.h5 --compact", "{out}.h5", "Name it .zarr"),
     case(
