@@ -97,6 +97,8 @@ def command(
     if data is not None:
         report = decode_split(model, data, split, out, settings, runtime)
         text = format_table([report])
+        if report.skipped:
+            say(f"{report.skipped} utterances are not counted: see rejected.jsonl of {data} or {out}.")
     else:
         report = decode_audio(model, audio, out, settings, runtime)
         text = _words(out)

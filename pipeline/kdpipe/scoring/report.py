@@ -20,7 +20,7 @@ UNITS = (("words", "wer"), ("characters", "cer"))
 class ScoreReport:
     """One row of results.
 
-    skipped: utterances of the split that could not be prepared. audio_seconds, decode_seconds:
+    skipped: utterances of the split that could not be used. audio_seconds, decode_seconds:
     of all decoded utterances. wer and cer are None where there were no references.
     """
 

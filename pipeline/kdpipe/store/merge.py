@@ -100,7 +100,8 @@ def average_stores(
 
     Posteriors are averaged as probabilities and cut again by the settings all stores share.
     Hypotheses are those of all teachers by the mean of their posteriors. Resumes when run again;
-    what is complete stays. Raises `MismatchError` naming both sides when utterances, frames or references differ.
+    what is complete stays. Raises `MismatchError` naming both sides when utterances, frames or
+    references differ.
     """
     stores = [open_store(source) for source in sources]
     headers = [store.header for store in stores]

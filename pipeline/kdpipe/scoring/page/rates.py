@@ -95,7 +95,7 @@ def _conditions(decodes: Sequence[DecodeRun]) -> Html:
     seconds = max(d.report.audio_seconds for d in decodes)
     text = f"{seconds / 60:.1f} minutes of speech. Decoded on {machines}."
     if skipped:
-        text += f" {skipped} utterances could not be prepared and are not counted."
+        text += f" {skipped} utterances could not be used and are not counted."
     return el("p", text, " Bold: the lowest of its column.", class_="note")
 
 
