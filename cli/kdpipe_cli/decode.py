@@ -98,7 +98,8 @@ def command(
         report = decode_split(model, data, split, out, settings, runtime)
         text = format_table([report])
         if report.skipped:
-            say(f"{report.skipped} utterances are not counted: see rejected.jsonl of {data} or {out}.")
+            lists = f"rejected.jsonl of {data} and {out}"
+            say(f"{report.skipped} utterances could not be used: see {lists}.")
     else:
         report = decode_audio(model, audio, out, settings, runtime)
         text = _words(out)
