@@ -25,7 +25,7 @@ from kdpipe.errors import (
     StoreDamageError,
     StoreFormatError,
 )
-from kdpipe.store import finish, open_store
+from kdpipe.store import finish, open_store, transfer
 from kdpipe.store.cache import cache_folder, mappable_path
 from kdpipe.store.check import verify_store
 from kdpipe.store.convert import convert_store
@@ -97,6 +97,16 @@ def test_to_a_url_and_back(tmp_path: Path, memory: Any, name: str) -> None:
     assert sum(seen) > 10_000
     assert copy_store(url, f"file://{tmp_path}/again/{name}") == digest
     assert copy_store(tmp_path / name, url) == digest
+
+
+def test_what_is_in_the_cache_is_not_read_again(
+    tmp_path: Path, memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "s.h5")
+    copy_store(tmp_path / "s.h5", "memory://x/s.h5")
+    first = open_store("memory://x/s.h5")
+    monkeypatch.setattr(transfer, "_checksum", None)
+    assert open_store("memory://x/s.h5").path == first.path
 
 
 def test_a_compact_store_travels_and_is_opened(tmp_path: Path, memory: Any, cache: Path) -> None:

@@ -55,7 +55,8 @@ class RemoteStore:
     """A finished store anywhere: its metadata, and the size and CRC-32C of all its files.
 
     `files` are in the order of copying; the one that completes the store comes last, its name
-    is "" for HDF5, where it is the only one.
+    is "" for HDF5, where it is the only one. Its checksum takes reading it all: there is no file
+    where `open_remote` was not asked for that.
     """
 
     url: str
@@ -71,8 +72,8 @@ class RemoteStore:
         return posixpath.join(self.root, name) if name else self.root
 
 
-def open_remote(url: str | Path) -> RemoteStore:
-    """Read a store's metadata from a path or URL.
+def open_remote(url: str | Path, checksums: bool = False) -> RemoteStore:
+    """Read a store's metadata from a path or URL; with `checksums` those of all its files.
 
     Raises `InputNotFoundError`, `StoreFormatError`, `StoreDamageError`, or `DependencyError`
     when the protocol needs a package that is not installed.
@@ -82,7 +83,7 @@ def open_remote(url: str | Path) -> RemoteStore:
         system, root = fsspec.core.url_to_fs(text)
         root = root.rstrip("/")
         if backend_of(Path(root)) == "hdf5":
-            return _remote_hdf5(text, system, root)
+            return _remote_hdf5(text, system, root, checksums)
         content = _read_small(system, posixpath.join(root, "zarr.json"))
     store, header, files = parse_root(content, text, ours=False)
     listed = {**files, "zarr.json": (len(content), google_crc32c.value(content))}
@@ -95,13 +96,13 @@ def _read_small(system: Any, place: str) -> bytes:
     return content
 
 
-def _remote_hdf5(url: str, system: Any, root: str) -> RemoteStore:
-    """The checksum of an HDF5 store's file follows from those in its user block."""
+def _remote_hdf5(url: str, system: Any, root: str, checksums: bool) -> RemoteStore:
+    files = {}
     with system.open(root, "rb") as handle:
         store, header, _, _ = parse_user_block(handle.read, url)
-        handle.seek(0)
-        checksum = _checksum(handle, lambda size: None)
-    files = {"": (int(store["bytes"]), checksum)}
+        if checksums:
+            handle.seek(0)
+            files[""] = (int(store["bytes"]), _checksum(handle, lambda size: None))
     return RemoteStore(url, system, root, header, store["digest"], "mapped", files)
 
 
@@ -115,7 +116,7 @@ def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda
     the source is not what it should be, `StoreWriteError` when the target cannot be written.
     """
     _refuse_partial(source)
-    remote = open_remote(source)
+    remote = open_remote(source, checksums=True)
     if backend_of(Path(remote.root)) != backend_of(Path(str(target).rstrip("/"))):
         raise StoreFormatError(
             target, "a copy has the suffix of its source", "Use store convert for another backend"
