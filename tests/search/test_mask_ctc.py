@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from kdpipe.errors import ConfigError, MismatchError
-from kdpipe.models import MaskedDecoder, RecognitionModel
+from kdpipe.models import Encoded, MaskedDecoder, RecognitionModel
 from kdpipe.search import filling
 from kdpipe.search.ctc_greedy import ctc_greedy
 from kdpipe.search.mask_ctc import NarHypothesis, mask_ctc_search
@@ -102,6 +102,19 @@ def test_a_batch_equals_each_utterance_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("kdpipe.search.settings._GROUP_ELEMENTS", 300)
     for ours, theirs in zip(mask_ctc_search(model, encoded, **options), together, strict=True):
         assert_same(ours, theirs)
+
+
+def test_a_long_utterance_that_is_sure_beside_a_short_one_that_is_not() -> None:
+    """Only the short one's hypotheses are then new, and it has fewer masks than are shortlisted."""
+    model = tiny_model("mask-ctc", 7, 25, 40.0)
+    generator, lengths = torch.Generator().manual_seed(25), [40, 8]
+    hidden = torch.zeros(2, 40, 16)
+    for row, (length, scale) in enumerate(zip(lengths, (4.0, 1.0), strict=True)):
+        hidden[row, :length] = scale * torch.randn(length, 16, generator=generator)
+    encoded = Encoded(hidden, torch.tensor(lengths))
+    options: dict[str, Any] = {"beam": 10, "nbest": 3, "mask_threshold": 0.9999}
+    for row, ours in enumerate(mask_ctc_search(model, encoded, **options)):
+        assert_same(ours, mask_ctc_search(model, alone(encoded, row), **options)[0])
 
 
 def test_one_pass_equals_the_peer(shared: Path) -> None:

@@ -110,7 +110,8 @@ def _fill_easy_first(
     trail: list[_TrailStep] = []
     while sizes := _sizes(masked, filler, len(trail)):
         front = partials[: len(sizes)]
-        shortlists = _consult(filler, range(len(front)), [[item] for item in front])
+        width = max(len(item.tokens) for item in front)
+        shortlists = _consult(filler, range(len(front)), [[item] for item in front], width)
         trail.append(_TrailStep(tuple(front), shortlists))
         positions = shortlists.positions.tolist()
         tokens, values = shortlists.tokens[:, :, 0].tolist(), shortlists.log_probs[:, :, 0].tolist()
@@ -130,13 +131,14 @@ def _place(partial: Partial, choice: Iterable[tuple[int, int, float]]) -> Partia
 
 
 def _consult(
-    filler: _Filler, rows: Sequence[int], partials: Sequence[Sequence[Partial]]
+    filler: _Filler, rows: Sequence[int], partials: Sequence[Sequence[Partial]], width: int
 ) -> Shortlists:
     """One decoder call: what may be filled into hypotheses of the given utterances.
 
-    `partials[i]` are hypotheses of row `rows[i]`; the shortlists follow their order.
+    `partials[i]` are hypotheses of row `rows[i]`; the shortlists follow their order. They are
+    as wide as `width` tokens allow: those of one iteration must be alike.
     """
-    tokens, lengths = _pad(partials, filler.mask)
+    tokens, lengths = _pad(partials, filler.mask, width)
     device = filler.memory.keys[0].device
     tokens, lengths = tokens.to(device), lengths.to(device)
     memory = select_memory(filler.memory, rows)
@@ -157,11 +159,11 @@ def _consult(
 
 
 def _pad(
-    partials: Sequence[Sequence[Partial]], fill: int
+    partials: Sequence[Sequence[Partial]], fill: int, width: int
 ) -> tuple[Int[Tensor, "U R L"], Int[Tensor, "U"]]:
     """Tokens and lengths; the hypotheses of an utterance are equally long."""
     lengths = [len(items[0].tokens) for items in partials]
-    width, depth = max(lengths), max(len(items) for items in partials)
+    depth = max(len(items) for items in partials)
     padded = [
         [[*item.tokens, *[fill] * (width - len(item.tokens))] for item in items]
         + [[fill] * width] * (depth - len(items))
@@ -273,7 +275,7 @@ def _shortlists(
     fresh = {row: partials for row, partials in fresh.items() if partials}
     everything, order, following = step.shortlists, [], len(known)
     if fresh:
-        found = _consult(filler, list(fresh), list(fresh.values()))
+        found = _consult(filler, list(fresh), list(fresh.values()), max(map(len, known)))
         everything = Shortlists(*(torch.cat(pair) for pair in zip(everything, found, strict=True)))
     for row, partials in beams.items():
         for partial in partials:
