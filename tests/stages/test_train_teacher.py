@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from kdpipe.batching import collate
+from kdpipe.corpus.manifest import read_manifest
+from kdpipe.errors import OutputConflictError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.stages.build import fresh_model
-from kdpipe.stages.train_teacher import teacher_losses
+from kdpipe.stages.prepare import PrepareSettings, prepare
+from kdpipe.stages.train_student import train_student
+from kdpipe.stages.train_teacher import teacher_losses, train_teacher
 from kdpipe.testing import tiny_recipe
 from kdpipe.text.tokenizer import Tokenizer
 
@@ -37,3 +42,23 @@ def test_the_teachers_scale_sums_an_utterance_and_the_students_does_nothing(
     assert {name: float(term) for name, term in same.items()} == {
         name: float(term) for name, term in unit.items()
     }
+
+
+def test_a_model_of_another_tokenizer_is_not_taken_for_complete(
+    tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    """The same speech and texts as other tokens."""
+    found = {
+        name: read_manifest(tiny_data.folder.parent / name / "manifest.jsonl")
+        for name in ("train", "dev")
+    }
+    vocabulary = Tokenizer.load(tiny_data.tokenizer).vocab_size + 2
+    pieces = PrepareSettings(tokenizer="bpe", vocab_size=vocabulary)
+    prepare(found, tmp_path / "pieces", pieces, workers=0)
+    other, recipe = tmp_path / "pieces", tiny_recipe()
+    assert train_teacher(tiny_data.folder, recipe, tmp_path / "teacher", 0, "cpu")
+    with pytest.raises(OutputConflictError, match="tokenizer"):
+        train_teacher(other, recipe, tmp_path / "teacher", 0, "cpu")
+    assert train_student(tiny_data.folder, recipe, tmp_path / "student", None, 0, "cpu")
+    with pytest.raises(OutputConflictError, match="tokenizer"):
+        train_student(other, recipe, tmp_path / "student", None, 0, "cpu")

@@ -127,6 +127,7 @@ def _settings(
     """What a resumed training must agree in."""
     return {
         "command": "train-student",
+        "tokenizer": Tokenizer.load(prepared.tokenizer).fingerprint,
         "student": to_table(recipe.student),
         "specaugment": to_table(recipe.specaugment),
         "distillation": to_table(recipe.distillation),

@@ -51,8 +51,10 @@ def train_teacher(
     where = pick_device(device)
     prepared = PreparedData.open(data)
     require_texts(prepared.split("train"), "Prepare the labelled speech alone for the teacher")
+    tokenizer = Tokenizer.load(prepared.tokenizer)
     settings = {
         "command": "train-teacher",
+        "tokenizer": tokenizer.fingerprint,
         "teacher": to_table(recipe.teacher),
         "specaugment": to_table(recipe.specaugment),
         "train_digest": prepared.split("train").manifest_digest,
@@ -62,7 +64,6 @@ def train_teacher(
     with claimed(out, settings) as complete:
         if complete:
             return False
-        tokenizer = Tokenizer.load(prepared.tokenizer)
         dim = prepared.filterbank.dim
         model = fresh_model(recipe.teacher.model, "ar", tokenizer, seed, where, dim)
         losses = teacher_losses(model, recipe)
