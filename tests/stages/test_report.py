@@ -61,6 +61,46 @@ def test_each_kind_is_known_by_its_content(report_runs: Path) -> None:
     assert {run.name for run in found} >= {"teacher", "plain", "student", "train.zarr", "data"}
 
 
+def test_a_manifest_called_train_jsonl_is_no_model(report_runs: Path, tmp_path: Path) -> None:
+    """Runs below its folder are found, as those of the demo below DIR and DIR/corpus."""
+    shutil.copytree(report_runs / "student", tmp_path / "runs" / "student")
+    line = {"id": "a", "audio": "a.wav", "text": "epoch"}
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "corpus"):
+        write_jsonl(folder / "train.jsonl", [line, {"type": "epoch", "epoch": 1}])
+        assert run_kind(folder) is None
+    assert [(run.kind, run.name) for run in find_runs([tmp_path])] == [("model", "student")]
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        (b'{"type": "step", "epoch": 1, "step": 2}\n{"type": "ep', "model"),
+        (b'{"type": "epoch", "epoch": 1}\n', "model"),
+        (b'{"type": "epoch", "epoch": 1}', None),
+        (b'{"type": "speech", "id": "a"}\n', None),
+        (b"[1]\n", None),
+        (bytes(40), None),
+        (b"\xff\n", None),
+        (b"", None),
+    ],
+)
+def test_a_training_log_is_known_by_its_first_whole_line(
+    log: bytes, kind: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_bytes(log)
+    assert run_kind(tmp_path) == kind
+
+
+def test_of_a_manifest_no_more_than_a_line_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a line of any length."""
+    monkeypatch.setattr("kdpipe.stages.report_runs.LONGEST_RECORD", 100)
+    record = {"type": "epoch", "epoch": 1, "text": "x" * 100}
+    write_jsonl(tmp_path / "train.jsonl", [record])
+    assert run_kind(tmp_path) is None
+
+
 def test_equal_names_are_told_apart(report_runs: Path, tmp_path: Path) -> None:
     for parent in ("a", "b"):
         shutil.copytree(report_runs / "student", tmp_path / parent / "student")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from kdpipe.errors import InputNotFoundError
 __all__ = ["FoundRun", "RunKind", "find_runs", "run_kind"]
 
 RunKind = Literal["model", "decode", "store", "data"]
-MARKS: tuple[tuple[RunKind, tuple[str, ...]], ...] = (
-    ("model", ("model.toml", "train.jsonl")),
-    ("decode", ("score.json",)),
-    ("data", ("data.json",)),
+MARKS: tuple[tuple[RunKind, str], ...] = (
+    ("model", "model.toml"),
+    ("decode", "score.json"),
+    ("data", "data.json"),
 )
 """Files of which each makes a folder a run of its kind."""
+LOG = "train.jsonl"
+RECORD_TYPES = ("step", "epoch")
+LONGEST_RECORD = 1 << 16
+"""Bytes of a file's first line that are read to tell a training log from a manifest."""
 STORE_SUFFIXES = (".zarr", ".h5", ".hdf5")
 DEPTH = 4
 """Levels of folders below a RUN that are searched."""
@@ -38,9 +43,25 @@ def run_kind(path: Path) -> RunKind | None:
     """What `path` is by its content; None for anything else."""
     if path.suffix in STORE_SUFFIXES:
         return "store" if _holds_store(path) else None
-    return next(
-        (kind for kind, files in MARKS if any((path / name).is_file() for name in files)), None
-    )
+    if _is_training_log(path / LOG):
+        return "model"
+    return next((kind for kind, name in MARKS if (path / name).is_file()), None)
+
+
+def _is_training_log(path: Path) -> bool:
+    """Whether the first whole line is a record of a training.
+
+    The name alone does not tell: manifests are called train.jsonl too, and may be huge.
+    """
+    if not path.is_file():
+        return False
+    with path.open("rb") as handle:
+        line = handle.readline(LONGEST_RECORD)
+    try:
+        record: object = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("type") in RECORD_TYPES
 
 
 def _holds_store(path: Path) -> bool:
