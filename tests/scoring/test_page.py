@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.scoring.made_up import made_up
+from tests.scoring.made_up import made_up, made_up_report
 
 from kdpipe.scoring import align_pairs
 from kdpipe.scoring.alignment import align_units
-from kdpipe.scoring.page import Material, page_sections, render_page
+from kdpipe.scoring.page import DecodeRun, Material, page_sections, render_page
 from kdpipe.scoring.page.lengths import length_bins, length_rates
 from kdpipe.scoring.page.markup import Html, el, join
 from kdpipe.scoring.page.plot import Axis, dodge, log_axis, plain_ticks
@@ -109,6 +109,32 @@ def test_the_figures_are_those_of_the_scores() -> None:
                      f"{100 * wer.ci95[0]:.1f}\u2013{100 * wer.ci95[1]:.1f}",
                      f"{100 * wer.ins_del_rate:.1f}", "1.00 M"):  # fmt: skip
             assert f">{text}<" in results
+    assert ">I+D %, words<" in results
+
+
+def mandarin() -> DecodeRun:
+    """Six characters of which one was left out: one word, which is another one."""
+    report = made_up_report({"a": "今天天气很好"}, {"a": "今天气很好"}, "test", "ctc", 1)
+    return DecodeRun("zh", "student", report, {}, "char")
+
+
+def test_insertions_and_deletions_are_of_characters_where_there_are_no_words() -> None:
+    material = Material("runs", decodes=(mandarin(),))
+    wer = mandarin().report.wer
+    assert wer is not None
+    assert wer.ins_del_rate == 0.0
+    results = page_sections(material)[0].body or ""
+    assert ">I+D %, characters<" in results
+    assert 'data-tip="0 insertions and 1 deletions of 6 characters">16.7<' in results
+    assert ">0.0<" not in results
+
+
+def test_outputs_in_words_and_in_characters_each_name_their_unit() -> None:
+    english = next(d for d in made_up().decodes if d.report.split == "test")
+    results = page_sections(Material("runs", decodes=(mandarin(), english)))[0].body or ""
+    assert ">I+D %, words or characters<" in results
+    assert "of 6 characters" in results
+    assert re.search(r"deletions of \d+ words", results)
 
 
 def test_equal_material_gives_equal_bytes() -> None:

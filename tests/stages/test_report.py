@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.errors import DataError, InputNotFoundError
-from kdpipe.files import write_jsonl
+from kdpipe.files import read_jsonl, write_jsonl
 from kdpipe.stages.report import gather, write_report
 from kdpipe.stages.report_posteriors import PosteriorSettings
 from kdpipe.stages.report_runs import find_runs, run_kind
@@ -99,6 +99,19 @@ def test_of_a_manifest_no_more_than_a_line_is_read(
     record = {"type": "epoch", "epoch": 1, "text": "x" * 100}
     write_jsonl(tmp_path / "train.jsonl", [record])
     assert run_kind(tmp_path) is None
+
+
+def test_without_references_the_unit_is_that_of_the_hypotheses(
+    report_runs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "decode"
+    shutil.copytree(report_runs / "decode" / "student-test", folder)
+    lines = list(read_jsonl(folder / "hyp.jsonl"))
+    for text, unit in (("今天天气很好", "char"), ("a word", "word")):
+        write_jsonl(folder / "hyp.jsonl", [{**line, "text": text} for line in lines])
+        (decode,) = gather([folder], (), SETTINGS).decodes
+        assert decode.errors is None
+        assert decode.unit == unit
 
 
 def test_equal_names_are_told_apart(report_runs: Path, tmp_path: Path) -> None:

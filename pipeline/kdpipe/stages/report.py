@@ -223,9 +223,11 @@ def _decode(
     except KeyError as error:
         raise DataError(str(run.path / "hyp.jsonl"), f"no {error}", "Decode again") from error
     pairs = {name: (text, heard[name]) for name, text in texts.items() if name in heard}
+    # Without references, what was recognised tells whether the script has words.
+    written = [text for text, _ in pairs.values()] or list(heard.values())
+    unit: Unit = "word" if uses_spaces(written) else "char"
     if not pairs:
-        return DecodeRun(run.name, model, report, search)
-    unit: Unit = "word" if uses_spaces(text for text, _ in pairs.values()) else "char"
+        return DecodeRun(run.name, model, report, search, unit)
     errors = align_pairs(
         {name: pair[0] for name, pair in pairs.items()},
         {name: pair[1] for name, pair in pairs.items()},

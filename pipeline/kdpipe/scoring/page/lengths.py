@@ -112,9 +112,8 @@ def _chart(
         x = LEFT + (i + 0.16) * slot
         parts += _stack(axis, x, slot * 0.68, row, _range(span))
         parts.append(label(LEFT + (i + 0.5) * slot, bottom + 16, _range(span), "tick", "middle"))
-    unit = "words" if decode.unit == "word" else "characters"
     parts.append(rule(LEFT, bottom, WIDTH, bottom, "axis"))
-    parts.append(label(WIDTH, bottom + 33, f"{unit} in the reference", "tick", "end"))
+    parts.append(label(WIDTH, bottom + 33, f"{decode.units} in the reference", "tick", "end"))
     name = f"Errors of {decode.model}, {search}, by reference length"
     return svg(WIDTH, HEIGHT, name, *parts)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.scoring.errors import Unit, UtteranceErrors
+from kdpipe.scoring.errors import ErrorCounts, Unit, UtteranceErrors
 from kdpipe.scoring.report import ScoreReport
 
 __all__ = [
@@ -57,8 +57,9 @@ class ModelRun:
 class DecodeRun:
     """A decode output. model: the name of its `ModelRun`. search: the settings it ran with.
 
-    errors (in `unit`) and texts (id to reference and hypothesis) are there when the data that was
-    decoded is at hand.
+    unit: what the language's errors are counted in first: characters where its script puts no
+    spaces between words. errors (in `unit`) and texts (id to reference and hypothesis) are there
+    when the data that was decoded is at hand.
     """
 
     name: str
@@ -68,6 +69,16 @@ class DecodeRun:
     unit: Unit = "word"
     errors: UtteranceErrors | None = None
     texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> ErrorCounts | None:
+        """The report's errors in `unit`."""
+        return self.report.wer if self.unit == "word" else self.report.cer
+
+    @property
+    def units(self) -> str:
+        """What `unit` is called, more than one of them."""
+        return "words" if self.unit == "word" else "characters"
 
 
 @dataclass(frozen=True)

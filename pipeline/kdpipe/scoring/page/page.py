@@ -150,8 +150,7 @@ def _gain_tiles(material: Material, split: str) -> list[Html]:
 
 
 def _rate(decode: DecodeRun) -> float | None:
-    counts = decode.report.wer if decode.unit == "word" else decode.report.cer
-    return None if counts is None else counts.rate
+    return None if decode.counts is None else decode.counts.rate
 
 
 def _unit(decode: DecodeRun) -> str:

@@ -28,7 +28,8 @@ def summary_section(material: Material) -> Section:
     lead = (
         "CER and WER are (substitutions + deletions + insertions) / reference length, in percent,"
         " with the 95% interval of resampling utterances. I+D counts insertions and deletions"
-        " alone, over words. RTF is seconds of decoding per second of speech."
+        " alone, in words, or in characters where the script puts no spaces between words."
+        " RTF is seconds of decoding per second of speech."
     )
     title = "Results"
     if not material.decodes:
@@ -42,7 +43,9 @@ def _table(material: Material, split: str) -> Html:
     chosen = colours(material.models)
     sizes = {model.name: model.parameters for model in material.models}
     best = {unit: _lowest(decodes, unit) for unit in ("cer", "wer")}
-    head = ("model", "search", "CER %", "WER %", "I+D %", "RTF", "parameters", "utterances")
+    units = " or ".join(sorted({decode.units for decode in decodes}, reverse=True))
+    head = ("model", "search", "CER %", "WER %", f"I+D %, {units}", "RTF", "parameters",
+            "utterances")  # fmt: skip
     rows = []
     for decode, search in zip(decodes, search_labels(decodes), strict=True):
         report = decode.report
@@ -55,8 +58,7 @@ def _table(material: Material, split: str) -> Html:
                 el("td", search),
                 _rate_cell(report.cer, best["cer"]),
                 _rate_cell(report.wer, best["wer"]),
-                el("td", "\u2013" if report.wer is None else percent(report.wer.ins_del_rate),
-                   class_="n"),
+                _length_cell(decode),
                 el("td", f"{report.rtf:.4f}", class_="n",
                    title=f"{report.device}, threads: {report.threads}"),
                 el("td", "\u2013" if size is None else f"{size / 1e6:.2f} M", class_="n"),
@@ -84,6 +86,18 @@ def _rate_cell(counts: ErrorCounts | None, best: float) -> Html:
         f" {counts.insertions} insertions of {counts.reference}"
     )
     return el("td", rate, el("span", interval, class_="interval"), class_="n", data_tip=tip)
+
+
+def _length_cell(decode: DecodeRun) -> Html:
+    """Insertions and deletions in the output's own unit, which its tip names."""
+    counts = decode.counts
+    if counts is None:
+        return el("td", "\u2013", class_="n")
+    tip = (
+        f"{counts.insertions} insertions and {counts.deletions} deletions of {counts.reference}"
+        f" {decode.units}"
+    )
+    return el("td", percent(counts.ins_del_rate), class_="n", data_tip=tip)
 
 
 def _conditions(decodes: Sequence[DecodeRun]) -> Html:

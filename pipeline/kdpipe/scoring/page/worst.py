@@ -69,11 +69,12 @@ def _output(decode: DecodeRun, search: str, first: bool) -> Html:
 
 
 def _utterance(decode: DecodeRun, name: str, errors: int, reference: int) -> Html:
-    unit = "words" if decode.unit == "word" else "characters"
     units = align_units(*decode.texts[name], decode.unit)
     cut = len(units) - MOST_UNITS
     more = [el("span", f" and {cut} more", class_="muted")] if cut > 0 else []
-    head = el("p", el("code", name), f" {errors} errors in {reference} {unit}", class_="utt")
+    head = el(
+        "p", el("code", name), f" {errors} errors in {reference} {decode.units}", class_="utt"
+    )
     columns = [_column(aligned) for aligned in units[:MOST_UNITS]]
     return el("div", head, el("div", *columns, *more, class_=f"aligned {decode.unit}"),
               class_="worst")  # fmt: skip
