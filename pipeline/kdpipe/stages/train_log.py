@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdpipe.files import read_jsonl, write_jsonl
+from kdpipe.errors import DataError
+from kdpipe.files import sync_folder, write_jsonl
 from kdpipe.stages.tensorboard import Mirror
 
 __all__ = ["TrainLog"]
@@ -48,11 +50,12 @@ class TrainLog:
     def write_epoch(
         self, epoch: int, step: int, rate: float, dev: Mapping[str, float], dev_seconds: float
     ) -> None:
-        """Append the epoch's means and dev metrics."""
+        """Append the epoch's means and dev metrics; the log is on the disk when this returns."""
         extra = {f"dev_{name}": value for name, value in dev.items()}
         extra["dev_seconds"] = round(dev_seconds, 3)
         self._last_epoch = {**self._since_epoch.losses(), **extra}
         self._write({"type": "epoch", "epoch": epoch, "step": step}, rate, self._since_epoch, extra)
+        self._sync()
         self._since_epoch = _Means()
         self._since_step = _Means()
 
@@ -69,6 +72,12 @@ class TrainLog:
             handle.write(json.dumps(record) + "\n")
         if self._mirror is not None:
             self._mirror(record)
+
+    def _sync(self) -> None:
+        """Checkpoints outlive a power cut: so must the records of the epochs they hold."""
+        with self.path.open("ab") as handle:
+            os.fsync(handle.fileno())
+        sync_folder(self.path.parent)
 
 
 class _Means:
@@ -104,12 +113,37 @@ class _Means:
 
 
 def _records_until(path: Path, epoch: int) -> list[dict[str, object]]:
-    """Whole records of epochs that a checkpoint holds; a torn last line is left out."""
+    """Records of the epochs that a checkpoint holds, as far as the log goes.
+
+    A power cut can leave a log whose end is torn or full of zeros: what no longer reads there is
+    left out. Raises `DataError` for such a line before whole records, which no crash leaves.
+    """
     if epoch == 0:
         return []
-    kept = []
-    for record in read_jsonl(path):
-        kept.append(record)
-        if record.get("type") == "epoch" and record.get("epoch") == epoch:
+    lines = path.read_bytes().splitlines()
+    kept: list[dict[str, object]] = []
+    for index, line in enumerate(lines):
+        record = _record(line)
+        if record is not None:
+            kept.append(record)
+        elif line.strip():
+            _require_end(f"{path}:{index + 1}", lines[index + 1 :])
+            break
+        if record and record.get("type") == "epoch" and record.get("epoch") == epoch:
             break
     return kept
+
+
+def _record(line: bytes) -> dict[str, object] | None:
+    try:
+        record: object = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _require_end(where: str, following: Sequence[bytes]) -> None:
+    """Refuse a damaged line at `where` that whole records follow."""
+    if any(_record(line) is not None for line in following):
+        raise DataError(where, "not a JSON object, but whole records follow",
+                        "Mend or remove the line")  # fmt: skip
