@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.stages.linear_run import Killed, Linear, make_run, records
 from torch import Tensor
 
 from kdpipe.batching import Batch
@@ -23,46 +24,6 @@ from kdpipe.stages.training import (
     make_optimizer,
     run_training,
 )
-
-SETTINGS = TrainingSection(
-    epochs=3, batch_frames=1200, learning_rate=1e-2, warmup_steps=4, log_steps=2, average_last=2
-)
-
-
-class Linear(torch.nn.Module):
-    """A model of one layer, so that the loop is what is tested."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(80, 1)
-        self.dropout = torch.nn.Dropout(0.5)
-
-    def forward(self, features: Tensor) -> Tensor:
-        result: Tensor = self.layer(self.dropout(features)).mean()
-        return result
-
-
-def make_run(data: PreparedData, out: Path, settings: TrainingSection = SETTINGS) -> TrainingRun:
-    torch.manual_seed(0)
-    model = Linear()
-
-    def losses(batch: Batch, epoch: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        noise = torch.randn((), generator=generator)
-        total = (model(batch.features) - noise) ** 2
-        return {"square": total.detach(), "total": total}
-
-    return TrainingRun(
-        out, model, losses, data.split("train"), data.cmvn, settings, 0, torch.device("cpu"),
-        lambda: {"cer": 0.5}, "test",
-    )  # fmt: skip
-
-
-def records(out: Path) -> list[dict[str, object]]:
-    timed = ("seconds", "audio_seconds_per_second", "dev_seconds")
-    return [
-        {key: value for key, value in record.items() if key not in timed}
-        for record in read_jsonl(out / "train.jsonl")
-    ]
 
 
 def test_warmup_then_inverse_square_root() -> None:
@@ -90,10 +51,6 @@ def test_a_killed_run_gives_the_losses_of_an_unbroken_one(
     assert resumed.keys() == whole.keys()
     for name in whole:
         torch.testing.assert_close(resumed[name], whole[name], rtol=0, atol=0)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing catches it."""
 
 
 def _run_until_killed(run: TrainingRun, moment: str) -> None:
@@ -140,15 +97,6 @@ def test_nan_stops_with_the_term_and_the_utterances(
     assert caught.value.term == "ctc"
     assert caught.value.step == 1
     assert caught.value.utterances
-
-
-def test_accumulation_takes_the_mean_gradient(tiny_data: PreparedData, tmp_path: Path) -> None:
-    settings = TrainingSection(
-        epochs=1, batch_frames=1200, warmup_steps=1, log_steps=1, accumulate=1000
-    )
-    run_training(make_run(tiny_data, tmp_path, settings))
-    steps = [r for r in read_jsonl(tmp_path / "train.jsonl") if r["type"] == "step"]
-    assert [r["step"] for r in steps] == [1]
 
 
 def test_averaging_is_the_mean_of_the_last_epochs(tmp_path: Path) -> None:

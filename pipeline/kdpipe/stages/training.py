@@ -107,8 +107,9 @@ def run_training(run: TrainingRun) -> dict[str, Tensor]:
             )
             step = _train_epoch(run, optimizer, batches, current, step, log)
             save_epoch(run.out, current + 1, run.model)
-            save_training_state(run.out, run.model, optimizer, current + 1, step)
+            # Before the state, which says that the epoch is done: no kill leaves a file too many.
             prune_epochs(run.out, keep=run.settings.average_last)
+            save_training_state(run.out, run.model, optimizer, current + 1, step)
             bar.set_postfix(log.summary(), refresh=False)
             bar.update(1)
     return average_epochs(run.out, run.settings.average_last)
