@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.stages.linear_run import Killed, checkpoints, make_run, records
+from torch import Tensor
 
+from kdpipe.batching import Batch
 from kdpipe.features.prepared import PreparedData
 from kdpipe.stages import training
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.stages.train_student import train_student
-from kdpipe.stages.training import run_training
+from kdpipe.stages.training import TrainingRun, run_training
 from kdpipe.testing import random_model, tiny_recipe
 
 DUMP = DumpSettings(top_k=8, nbest=2, beam=2, batch_frames=2000)
@@ -40,6 +43,17 @@ def kill_at_call(
     monkeypatch.setattr(training, name, killing)
 
 
+def epochs_of(run: TrainingRun) -> tuple[TrainingRun, set[int]]:
+    """The run, and the set that the epochs it trains will be in."""
+    seen: set[int] = set()
+
+    def losses(batch: Batch, epoch: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        seen.add(epoch)
+        return run.losses(batch, epoch, generator)
+
+    return replace(run, losses=losses), seen
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs that nothing disturbed."""
@@ -62,7 +76,9 @@ def test_a_kill_between_the_files_of_a_checkpoint_changes_nothing(
         kill_at_call(patch, before, epoch)
         with pytest.raises(Killed):
             run_training(make_run(tiny_data, tmp_path))
-    resumed = run_training(make_run(tiny_data, tmp_path))
+    again, epochs = epochs_of(make_run(tiny_data, tmp_path))
+    resumed = run_training(again)
+    assert epochs == set(range(epoch - 1, 3))
     assert records(tmp_path) == records(whole)
     expected = torch.load(whole / "average.pt")
     assert resumed.keys() == expected.keys()
@@ -89,7 +105,9 @@ def test_a_kill_while_the_state_is_written_leaves_the_last_one(
         patch.setattr(Path, "replace", torn)
         with pytest.raises(Killed):
             run_training(make_run(tiny_data, tmp_path))
-    run_training(make_run(tiny_data, tmp_path))
+    again, epochs = epochs_of(make_run(tiny_data, tmp_path))
+    run_training(again)
+    assert epochs == {1, 2}
     assert records(tmp_path) == records(whole)
     assert _states(tmp_path) == _states(whole)
 
