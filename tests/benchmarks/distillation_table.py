@@ -35,7 +35,7 @@ STEPS = (
     ("plain-20-epochs", "plain-dropout-0"), ("plain-dropout-0", "fs-kd-20-epochs"),
     ("plain-20-epochs", "plain-dropout-0.2"),
     ("plain-dropout-0", "plain-dropout-0-40-epochs"), ("plain-dropout-0-40-epochs", "small-plain"),
-    ("small-fs-kd", "dropout-0.3-teacher"), ("small-fs-kd", "mean-teacher"),
+    ("small-plain", "60-epochs-teacher"), ("small-fs-kd", "dropout-0.3-teacher"), ("small-fs-kd", "mean-teacher"),
     ("dropout-0.1", "fs-kd-20-epochs"), ("temperature-1", "fs-kd-20-epochs"),
     ("unit-teacher-temperature-1", "dropout-0.1"), ("paper-teacher", "dropout-0.1"),
     ("paper-teacher", "paper-teacher-low-floor"), ("dropout-0.1", "low-floor"),
