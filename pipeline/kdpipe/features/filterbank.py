@@ -76,6 +76,10 @@ class KaldiFilterbank:
         """Seconds from a frame to the next."""
         return FRAME_SHIFT_SECONDS
 
+    def num_frames(self, samples: int) -> int:
+        """Frames of a 16 kHz waveform of `samples`."""
+        return num_frames(samples)
+
     def describe(self) -> dict[str, object]:
         """What identifies these features in digests and model files."""
         return {

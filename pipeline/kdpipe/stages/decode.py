@@ -15,8 +15,6 @@ from kdpipe.batching import Batch, collate, pad_tokens
 from kdpipe.checkpoint import ModelBundle, load_model, weights_digest
 from kdpipe.errors import DataError, InputNotFoundError, KdpipeError, UtteranceTooLongError
 from kdpipe.features.audio import read_audio
-from kdpipe.features.espnet_filterbank import EspnetFilterbank
-from kdpipe.features.filterbank import num_frames
 from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.files import read_jsonl, write_json, write_jsonl
 from kdpipe.models import subsampled_lengths
@@ -236,16 +234,9 @@ def _read_samples(path: Path, bundle: ModelBundle, settings: SearchSettings) -> 
     waveform = read_audio(path, channel=bundle.card.features.get("channel", "mix"))
     if not len(waveform):
         raise DataError(str(path), "no samples in it", "Give a file with speech in it")
-    _require_searchable(str(path), _count_frames(bundle, len(waveform)), bundle, settings)
+    frames = bundle.filterbank.num_frames(len(waveform))
+    _require_searchable(str(path), frames, bundle, settings)
     return waveform
-
-
-def _count_frames(bundle: ModelBundle, samples: int) -> int:
-    """Feature frames of a waveform, without computing them."""
-    filterbank = bundle.filterbank
-    if isinstance(filterbank, EspnetFilterbank):
-        return filterbank.num_frames(samples)
-    return num_frames(samples)
 
 
 def _decode_all(

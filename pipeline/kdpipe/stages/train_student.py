@@ -101,7 +101,7 @@ def train_student(
         source, lineage, labels = _open(store, prepared, tokenizer, recipe, where, allow_partial)
     else:
         source, lineage, labels = _run_teacher(online_teacher, prepared, recipe, where)
-    settings = _settings(recipe, prepared, lineage, seed)
+    settings = _settings(recipe, prepared, tokenizer, lineage, seed)
     if online_teacher is not None:
         settings["online_teacher"] = lineage[0].teacher_sha256
     with claimed(out, settings) as complete:
@@ -122,12 +122,16 @@ def train_student(
 
 
 def _settings(
-    recipe: Recipe, prepared: PreparedData, lineage: Sequence[Lineage], seed: int
+    recipe: Recipe,
+    prepared: PreparedData,
+    tokenizer: Tokenizer,
+    lineage: Sequence[Lineage],
+    seed: int,
 ) -> dict[str, object]:
     """What a resumed training must agree in."""
     return {
         "command": "train-student",
-        "tokenizer": Tokenizer.load(prepared.tokenizer).fingerprint,
+        "tokenizer": tokenizer.fingerprint,
         "student": to_table(recipe.student),
         "specaugment": to_table(recipe.specaugment),
         "distillation": to_table(recipe.distillation),

@@ -80,6 +80,11 @@ class DecodeRun:
         """What `unit` is called, more than one of them."""
         return "words" if self.unit == "word" else "characters"
 
+    @property
+    def rate_name(self) -> str:
+        """What the rate of errors in `unit` is called."""
+        return "WER" if self.unit == "word" else "CER"
+
 
 @dataclass(frozen=True)
 class StoreRun:

@@ -123,7 +123,7 @@ def _best_tiles(material: Material, split: str) -> list[Html]:
     tiles = [
         tile(
             f"{percent(_rate(decode) or 0.0)}%",
-            f"{_unit(decode)} on {split}: {decode.model}, {labels[decode.name]}",
+            f"{decode.rate_name} on {split}: {decode.model}, {labels[decode.name]}",
         )
         for _, decode in sorted(best.items(), reverse=True)
     ]
@@ -145,16 +145,12 @@ def _gain_tiles(material: Material, split: str) -> list[Html]:
     relative = (_rate(other) or 0.0) / (_rate(plain) or 1.0) - 1
     figure = f"{100 * relative:+.0f}%".replace("-", "\u2212")
     chance = "p < 0.001" if comparison.p_value < 0.001 else f"p = {comparison.p_value:.3f}"
-    text = f"{_unit(plain)} of {other.model} against {plain.model}, both {search} ({chance})"
+    text = f"{plain.rate_name} of {other.model} against {plain.model}, both {search} ({chance})"
     return [tile(figure, text)]
 
 
 def _rate(decode: DecodeRun) -> float | None:
     return None if decode.counts is None else decode.counts.rate
-
-
-def _unit(decode: DecodeRun) -> str:
-    return "WER" if decode.unit == "word" else "CER"
 
 
 def _section(section: Section) -> Html:

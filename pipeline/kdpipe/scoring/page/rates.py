@@ -145,7 +145,7 @@ def _gains(material: Material, split: str) -> Html:
     found = comparisons(material, split)
     if not found:
         return Html("")
-    unit = "WER" if found[0][0][0].unit == "word" else "CER"
+    unit = found[0][0][0].rate_name
     head = ("distilled", "plain", "search", f"{unit} % from \u2192 to", "difference, points",
             "relative", "p")  # fmt: skip
     header = [el("th", name, scope="col", class_=None if i < 3 else "n")
