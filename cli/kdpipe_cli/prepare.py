@@ -69,6 +69,14 @@ class SpeedFactors(click.ParamType[tuple[float, ...]]):
     default="1.0",
     help="Speed perturbation of the training split, e.g. 0.9,1.0,1.1.",
 )
+@click.option(
+    "--frame-shift",
+    "frame_shift_ms",
+    type=float,
+    metavar="MS",
+    help="Milliseconds from a feature frame to the next, 10 if not given; an encoder frame is four."
+    " Fewer give the tokens of fast speech more frames.",
+)
 @option(
     "--channel",
     type=click.Choice(["mix", "first"]),

@@ -161,6 +161,7 @@ def main() -> None:
     run.add_argument("--seeds", nargs="+", type=int, default=[0])
     run.add_argument("--speed", default="0.9,1.0,1.1", help="of the training speech")
     run.add_argument("--pieces", type=int, help="BPE pieces; without it characters")
+    run.add_argument("--frame-shift", help="ms; 10 if not given")
     run.add_argument("--device", default="cpu")
     run.add_argument("--set", dest="overrides", nargs="+", default=[])
     table = actions.add_parser("table")
@@ -174,19 +175,24 @@ def main() -> None:
         found = Decodes(arguments.out, arguments.split, arguments.search)
         print(write_table(found, arguments.json, tuple(SEARCHES)))
         return
-    prepare(arguments.corpus, arguments.out, arguments.speed, arguments.pieces)
+    prepare(arguments)
     for row in arguments.rows:
         for seed in arguments.seeds if row not in TEACHERS else [0]:
             run_row(arguments, row, seed)
 
 
-def prepare(corpora: list[Path], out: Path, speed: str, pieces: int | None) -> None:
+def prepare(arguments: argparse.Namespace) -> None:
     """The data that every row shares: the training speech at every speed, its tokens."""
-    if not (out / "data").exists():
-        train = [f"--train={corpus}/train.jsonl" for corpus in corpora]
-        tokens = ["--tokenizer", "bpe", "--vocab-size", str(pieces)] if pieces else []
-        options = [*train, *held_out(corpora, out), *tokens, "--speed", speed]
-        kdpipe("prepare", *options, "--out", out / "data")
+    corpora, out = arguments.corpus, arguments.out
+    if (out / "data").exists():
+        return
+    options = [f"--train={corpus}/train.jsonl" for corpus in corpora]
+    options += [*held_out(corpora, out), "--speed", arguments.speed]
+    if arguments.pieces:
+        options += ["--tokenizer", "bpe", "--vocab-size", str(arguments.pieces)]
+    if arguments.frame_shift:
+        options += ["--frame-shift", arguments.frame_shift]
+    kdpipe("prepare", *options, "--out", out / "data")
 
 
 def held_out(corpora: list[Path], out: Path) -> list[str]:

@@ -3,8 +3,8 @@
     python tests/benchmarks/speaking_rate.py --out exp/table teacher:ctc small-plain small-fs-kd
 
 The rows are those of tests/benchmarks/distillation.py in the folder `--out`, all their seeds, each
-decoded as named behind the colon (beam10 where nothing is). CTC needs an encoder frame of 40 ms for
-a token, and one more between equal neighbours, so that fast speech is hard where tokens are short.
+decoded as named behind the colon (beam10 where nothing is). CTC needs an encoder frame for a token,
+and one more between equal neighbours, so that fast speech is hard where tokens are short.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
         name, _, search = row.partition(":")
         every = {identifier for ids in quarters for identifier in ids}
         parts = [every, *map(set, quarters)]
-        shown = [f"{100 * rate(found, name, search, p, arguments.unit):.1f}" for p in parts]
+        shown = [f"{100 * rate(found, name, search, p, arguments):.1f}" for p in parts]
         print(f"| {row} | {' | '.join(shown)} |")
 
 
@@ -59,11 +59,13 @@ def by_rate(split: PreparedSplit) -> list[dict[str, float]]:
     ]
 
 
-def rate(found: Decodes, row: str, search: str, ids: set[str], unit: str) -> float:
+def rate(
+    found: Decodes, row: str, search: str, ids: set[str], arguments: argparse.Namespace
+) -> float:
     """Errors of all seeds on the utterances `ids` over their reference units."""
     errors = total = 0
     for model in found.models(row):
-        each = found.errors(model.name, "test", search or found.search, unit)
+        each = found.errors(model.name, arguments.split, search or found.search, arguments.unit)
         chosen = [place for place, name in enumerate(each.ids) if name in ids]
         errors += int(each.errors[chosen].sum())
         total += int(each.reference[chosen].sum())

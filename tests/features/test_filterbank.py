@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.features.filterbank import log_mel, num_frames
+from kdpipe.errors import ConfigError
+from kdpipe.features.filterbank import KaldiFilterbank
 
 
 def mel(hertz: float) -> float:
@@ -12,7 +13,7 @@ def mel(hertz: float) -> float:
 
 
 def reference_log_mel(
-    samples: np.ndarray[tuple[int], np.dtype[np.float64]],
+    samples: np.ndarray[tuple[int], np.dtype[np.float64]], shift: int = 160
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """Kaldi's compute-fbank-feats, frame by frame."""
     edges = np.linspace(mel(20.0), mel(8000.0), 82)
@@ -23,7 +24,7 @@ def reference_log_mel(
     filters[:, 256] = 0  # Kaldi leaves the Nyquist bin out.
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
     rows = []
-    for start in range(0, len(samples) - 399, 160):
+    for start in range(0, len(samples) - 399, shift):
         frame = samples[start : start + 400] * 32768
         frame = frame - frame.mean()
         frame = frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])
@@ -32,17 +33,35 @@ def reference_log_mel(
     return np.array(rows)
 
 
-def test_equals_kaldi_written_plainly() -> None:
+@pytest.mark.parametrize("shift", [160, 120, 80, 161])
+def test_equals_kaldi_written_plainly(shift: int) -> None:
+    bank = KaldiFilterbank(shift / 16000)
     samples = np.random.default_rng(0).normal(0, 0.1, 4000)
-    ours = log_mel(torch.from_numpy(samples).float())
-    np.testing.assert_allclose(ours.numpy(), reference_log_mel(samples), atol=2e-3)
+    ours = bank.log_mel(torch.from_numpy(samples).float())
+    assert len(ours) == bank.num_frames(4000)
+    np.testing.assert_allclose(ours.numpy(), reference_log_mel(samples, shift), atol=2e-3)
 
 
-def test_long_audio_in_blocks_equals_any_part_of_it() -> None:
-    waveform = torch.randn(160 * 700 + 333)
-    whole = log_mel(waveform)
+def test_every_whole_shift_gives_its_frames() -> None:
+    waveform = torch.randn(2000)
+    for shift in range(40, 321):
+        bank = KaldiFilterbank(shift / 16000)
+        assert bank.log_mel(waveform).shape == (bank.num_frames(2000), 80)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -0.01, 0.002, 0.0201, 0.01003, 10.0])
+def test_other_shifts_are_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="frame_shift_seconds"):
+        KaldiFilterbank(seconds)
+
+
+@pytest.mark.parametrize("shift", [160, 120])
+def test_long_audio_in_blocks_equals_any_part_of_it(shift: int) -> None:
+    bank = KaldiFilterbank(shift / 16000)
+    waveform = torch.randn(shift * 700 + 333)
+    whole = bank.log_mel(waveform)
     for start in (0, 299, 300, 650):
-        part = log_mel(waveform[start * 160 : (start + 20) * 160 + 240])
+        part = bank.log_mel(waveform[start * shift : (start + 19) * shift + 400])
         torch.testing.assert_close(part, whole[start : start + 20])
 
 
@@ -50,17 +69,19 @@ def test_long_audio_in_blocks_equals_any_part_of_it() -> None:
     "samples", [0, 1, 399, 400, 559, 560, 16000, 160 * 300 + 239, 160 * 300 + 240]
 )
 def test_only_whole_windows_are_frames(samples: int) -> None:
-    features = log_mel(torch.randn(samples))
-    assert features.shape == (num_frames(samples), 80)
+    features = KaldiFilterbank().log_mel(torch.randn(samples))
+    assert features.shape == (KaldiFilterbank().num_frames(samples), 80)
     assert features.dtype == torch.float32
 
 
 def test_digital_silence_is_finite_in_half_precision() -> None:
-    assert bool(torch.isfinite(log_mel(torch.zeros(1600)).half()).all())
+    assert bool(torch.isfinite(KaldiFilterbank().log_mel(torch.zeros(1600)).half()).all())
 
 
 def test_a_tone_is_loudest_in_its_band() -> None:
     time = torch.arange(16000) / 16000
-    loudest = log_mel(0.3 * torch.sin(2 * torch.pi * 1000 * time)).mean(0).argmax()
+    loudest = (
+        KaldiFilterbank().log_mel(0.3 * torch.sin(2 * torch.pi * 1000 * time)).mean(0).argmax()
+    )
     edges = np.linspace(mel(20.0), mel(8000.0), 82)
     assert edges[loudest] < mel(1000.0) < edges[loudest + 2]

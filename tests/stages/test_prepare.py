@@ -26,7 +26,7 @@ from kdpipe.errors import (
 )
 from kdpipe.features.audio import read_audio
 from kdpipe.features.cmvn import Cmvn
-from kdpipe.features.filterbank import log_mel
+from kdpipe.features.filterbank import KaldiFilterbank
 from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.files import read_jsonl
 from kdpipe.parallel import WorkerPool
@@ -89,7 +89,7 @@ def test_everything_is_there(splits: dict[str, list[Utterance]], tmp_path: Path)
             assert (found.audio, found.speed) == (given.audio, 1.0)
             assert found.duration == pytest.approx(given.duration)
             assert list(found.tokens) == tokenizer.encode(given.text or "")
-            expected = log_mel(read_audio(given.audio)).half().numpy()
+            expected = KaldiFilterbank().log_mel(read_audio(given.audio)).half().numpy()
             np.testing.assert_array_equal(split.features(i), expected)
             assert found.num_frames == len(expected) == split.frame_counts[i]
             assert split.token_counts[i] == len(found.tokens)
@@ -132,7 +132,7 @@ def test_speed_perturbation_is_in_train_only(
     assert slow.tokens == plain.tokens == fast.tokens
     assert slow.duration == pytest.approx(plain.duration / 0.9, abs=1e-3)
     for i, entry in enumerate(train.utterances[:3]):
-        expected = log_mel(data.waveform(entry)).half().numpy()
+        expected = KaldiFilterbank().log_mel(data.waveform(entry)).half().numpy()
         np.testing.assert_array_equal(train.features(i), expected)
 
 
@@ -148,7 +148,9 @@ def test_segments_of_one_recording(speech: Speech, tmp_path: Path) -> None:
     for i, entry in enumerate(split.utterances):
         expected = waveform[16000 * i : 16000 * (i + 1)]
         assert torch.equal(data.waveform(entry), expected)
-        np.testing.assert_array_equal(split.features(i), log_mel(expected).half().numpy())
+        np.testing.assert_array_equal(
+            split.features(i), KaldiFilterbank().log_mel(expected).half().numpy()
+        )
 
 
 def test_text_is_normalised_as_asked(speech: Speech, tmp_path: Path) -> None:
@@ -438,6 +440,23 @@ def test_like_takes_tokenizer_and_cmvn_from_another_folder(
         second = run(extra, tmp_path / f"like-{next(iter(extra))}", settings)
         assert second.feature_digest == first.feature_digest
         assert second.settings["tokenizer"] == first.settings["tokenizer"]
+
+
+def test_another_frame_shift(splits: dict[str, list[Utterance]], tmp_path: Path) -> None:
+    first = run(splits, tmp_path / "first", PrepareSettings(frame_shift_ms=7.5))
+    bank = KaldiFilterbank(0.0075)
+    assert first.filterbank == bank
+    found = first.split("dev")
+    expected = bank.log_mel(first.waveform(found.utterances[0])).half().numpy()
+    np.testing.assert_array_equal(found.features(0), expected)
+    # What is made like it has its frames; data of the usual shift is other data.
+    settings = PrepareSettings(like=tmp_path / "first")
+    like = run({"dev": splits["dev"]}, tmp_path / "like", settings)
+    np.testing.assert_array_equal(like.split("dev").features(0), expected)
+    assert like.feature_digest == first.feature_digest
+    assert run(splits, tmp_path / "usual").feature_digest != first.feature_digest
+    with pytest.raises(OutputConflictError, match=r"frame_shift_ms: 7\.5 -> None"):
+        run(splits, tmp_path / "first")
 
 
 def test_like_needs_both_files(splits: dict[str, list[Utterance]], tmp_path: Path) -> None:

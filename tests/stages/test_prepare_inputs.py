@@ -82,6 +82,13 @@ def test_another_tokenizer_than_the_one_to_be_like_is_refused(tmp_path: Path) ->
             dataclasses.replace(PrepareSettings(like=tmp_path), **like_that)
 
 
+def test_frame_shifts_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not whole samples of 16 kHz"):
+        PrepareSettings(frame_shift_ms=0.0)
+    with pytest.raises(ConfigError, match="Leave --frame-shift out"):
+        PrepareSettings(frame_shift_ms=7.5, like=tmp_path)
+
+
 def test_what_no_search_takes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 16000)
     soundfile.write(tmp_path / "a.wav", noise, 16000)

@@ -18,6 +18,10 @@ from kdpipe.features.filterbank import KaldiFilterbank
 __all__ = ["Filterbank", "read_filterbank"]
 
 Filterbank = KaldiFilterbank | EspnetFilterbank
+KINDS: dict[str, type[Filterbank]] = {
+    "kaldi-fbank": KaldiFilterbank,
+    "espnet-filterbank": EspnetFilterbank,
+}
 # Beside the filterbank's own keys: which channel of the audio it was computed from.
 CHANNEL = "channel"
 
@@ -37,13 +41,12 @@ def read_filterbank(table: Mapping[str, Any], where: str) -> Filterbank:
 
 def _guess(table: Mapping[str, Any], where: str) -> Filterbank | None:
     """The kind that the table names, with those of its settings that can be."""
-    if table.get("kind") == "kaldi-fbank":
-        return KaldiFilterbank()
-    if table.get("kind") != "espnet-filterbank":
+    kind = KINDS.get(str(table.get("kind")))
+    if kind is None:
         return None
-    names = {item.name for item in fields(EspnetFilterbank)}
+    names = {item.name for item in fields(kind)}
     try:
-        return parse_table(EspnetFilterbank, {n: v for n, v in table.items() if n in names}, where)
+        return parse_table(kind, {n: v for n, v in table.items() if n in names}, where)
     except ConfigError:
         return None
 

@@ -42,13 +42,15 @@ class PrepareSettings:
     """What the prepared data depends on, beside the utterances.
 
     vocab_size: V with the special tokens; None takes every character. speeds: of the training
-    split alone. like: a folder (prepared data or a model) whose tokenizer, kind of features and
-    CMVN are taken instead of made from the training split.
+    split alone. frame_shift_ms: milliseconds from a feature frame to the next; None is 10, or what
+    `like` has. like: a folder (prepared data or a model) whose tokenizer, kind of features and CMVN
+    are taken instead of made from the training split.
     """
 
     tokenizer: TokenizerKind = "char"
     vocab_size: int | None = None
     speeds: tuple[float, ...] = (1.0,)
+    frame_shift_ms: float | None = None
     channel: Channel = "mix"
     text_case: TextCase = "keep"
     text_spaces: TextSpaces = "keep"
@@ -61,6 +63,8 @@ class PrepareSettings:
                 "prepare", "like", self.like, "the tokenizer is taken from there",
                 "Leave --tokenizer and --vocab-size out, or --like",
             )  # fmt: skip
+        if self.frame_shift_ms is not None:
+            _check_shift(self.frame_shift_ms, self.like)
         good = all(SLOWEST <= s <= FASTEST and s == round(s, 2) for s in self.speeds)
         if not good or not self.speeds or len(set(self.speeds)) < len(self.speeds):
             raise ConfigError(
@@ -70,6 +74,21 @@ class PrepareSettings:
                 "not different factors from 0.5 to 2 with two decimals",
                 "Give for example 0.9,1.0,1.1",
             )
+
+
+def _check_shift(milliseconds: float, like: Path | None) -> None:
+    if like is not None:
+        raise ConfigError(
+            "prepare", "like", like, "the kind of features is taken from there",
+            "Leave --frame-shift out, or --like",
+        )  # fmt: skip
+    try:
+        KaldiFilterbank(milliseconds / 1000)
+    except ConfigError:
+        raise ConfigError(
+            "prepare", "frame_shift_ms", milliseconds, "not whole samples of 16 kHz from 2.5 to 20",
+            "Give for example 7.5",
+        ) from None  # fmt: skip
 
 
 def prepare(
@@ -114,6 +133,7 @@ def _claim(
         "tokenizer": settings.tokenizer,
         "vocab_size": settings.vocab_size,
         "speed": list(settings.speeds),
+        "frame_shift_ms": settings.frame_shift_ms,
         "channel": settings.channel,
         "text_case": settings.text_case,
         "text_spaces": settings.text_spaces,
@@ -130,14 +150,21 @@ def _taken_digests(like: Path) -> dict[str, str]:
     return {
         "tokenizer": Tokenizer.load(like / TOKENIZER).fingerprint[:12],
         "cmvn": load_cmvn(like / CMVN).digest()[:12],
-        "features": json_digest(_filterbank_of(like).describe())[:12],
+        "features": json_digest(_filterbank_like(like).describe())[:12],
     }
 
 
-def _filterbank_of(like: Path | None) -> Filterbank:
-    """The features of prepared data or of a model; Kaldi's where nothing is to be like."""
-    if like is None:
-        return KaldiFilterbank()
+def _filterbank_of(settings: PrepareSettings) -> Filterbank:
+    """What the settings say; Kaldi's every 10 ms where they say nothing."""
+    if settings.like is not None:
+        return _filterbank_like(settings.like)
+    if settings.frame_shift_ms is not None:
+        return KaldiFilterbank(settings.frame_shift_ms / 1000)
+    return KaldiFilterbank()
+
+
+def _filterbank_like(like: Path) -> Filterbank:
+    """The features of prepared data or of a model."""
     if (like / "data.json").is_file():
         return PreparedData.open(like).filterbank
     return card_filterbank(read_card(like), like)
@@ -171,7 +198,7 @@ def _make_splits(
     max_rejected: float,
 ) -> dict[str, dict[str, Any]]:
     summaries = {}
-    filterbank = _filterbank_of(settings.like)
+    filterbank = _filterbank_of(settings)
     try:
         for name, utterances in splits.items():
             chunk_settings = ChunkSettings(
@@ -219,7 +246,7 @@ def _describe(
     cmvn: AnyCmvn,
     summaries: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, object]:
-    features = {**_filterbank_of(settings.like).describe(), "channel": settings.channel}
+    features = {**_filterbank_of(settings).describe(), "channel": settings.channel}
     return {
         "format_version": FORMAT_VERSION,
         "features": features,
