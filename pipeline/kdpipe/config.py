@@ -88,7 +88,7 @@ class TrainingSection:
 
     epochs: int = setting(80, "passes over the training split", low=1, high=100_000)
     batch_frames: int = setting(
-        24_000, "feature frames (10 ms) in a batch, padding included", low=100, high=10_000_000
+        24_000, "frames of 10 ms of speech in a batch, padding included", low=100, high=10_000_000
     )
     max_utterances: int = setting(512, "utterances in a batch at most", low=1, high=100_000)
     accumulate: int = setting(1, "batches per update", low=1, high=10_000)
@@ -116,12 +116,15 @@ class SpecAugmentSection:
     frequency_masks: int = setting(2, "frequency masks an utterance", low=0, high=100)
     frequency_width: int = setting(27, "widest frequency mask, bins", low=0, high=80)
     time_masks: int = setting(2, "time masks an utterance", low=0, high=1000)
-    time_width: int = setting(40, "widest time mask, frames", low=0, high=10_000)
+    time_width: int = setting(40, "widest time mask, frames of 10 ms", low=0, high=10_000)
     time_fraction: float = setting(
         0.2, "and never more of the utterance than this in one mask", low=0.0, high=1.0
     )
     time_warp: int = setting(
-        0, "furthest time warp, frames; refused with cached frame targets", low=0, high=1000
+        0,
+        "furthest time warp, frames of 10 ms; refused with cached frame targets",
+        low=0,
+        high=1000,
     )
 
 
@@ -199,6 +202,13 @@ class StudentSection:
     masks_per_utterance: int = setting(
         1, "maskings drawn of each utterance and update for the decoder's losses", low=1, high=64
     )
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError(
+                "student", "stages", [], "no stage, so nothing to train",
+                "Give at least one [[student.stages]] with its epochs",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,7 @@ class UtteranceTooLongError(KdpipeError, ValueError):
 
     def __init__(self, frames: int, limit: int) -> None:
         super().__init__(
-            f"an utterance of {frames} encoder frames is longer than the limit of {limit}"
-            f" ({limit / 25:.0f} s at 40 ms)",
+            f"an utterance of {frames} encoder frames is longer than the limit of {limit}",
             "Split the recording at pauses and decode the parts",
         )
         self.frames = frames

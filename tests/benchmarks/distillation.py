@@ -83,6 +83,7 @@ ROWS = {
     "fs-kd-20-epochs": Row(TWENTY),
     "plain-unit": Row((*TWENTY, *DROPOUT, UNIT), None),
     "plain-4e-3": Row((*TWENTY, *DROPOUT, "student.training.learning_rate=4e-3"), None),
+    "plain-4e-3-40-epochs": Row((*DROPOUT, "student.training.learning_rate=4e-3"), None),
     "plain-16e-3": Row((*TWENTY, *DROPOUT, "student.training.learning_rate=16e-3"), None),
     "plain-dropout-0": Row(TWENTY, None),
     "plain-dropout-0-40-epochs": Row((), None),

@@ -165,6 +165,7 @@ RECIPES = [
     case("NaN", "<set> teacher.training.learning_rate=nan", "learning_rate = nan", "from 1e-08"),
     case("not a choice", "<set> teacher.training.schedule=step", "'step'", "noam, cosine"),
     case("no value", "<set> teacher.training.epochs", "not key=value", "epochs=20"),
+    case("no stages", "<set> student.stages=[]", "student.stages", "at least one"),
     case("no such stage", "<set> student.stages.9.epochs=1", "no such entry", "from 0"),
     case("key inside a number", "<set> name.x=1", "name is not a table", "Name a key"),
     case("list for a table", "<set> teacher=[]", "teacher = []", "[teacher]"),

@@ -10,10 +10,14 @@ import torch
 
 from kdpipe.checkpoint import load_model
 from kdpipe.config import ModelSection
+from kdpipe.corpus.manifest import read_manifest
+from kdpipe.features.espnet_filterbank import EspnetFilterbank
+from kdpipe.features.filterbank import KaldiFilterbank
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_json, read_jsonl
-from kdpipe.stages.build import fresh_model, model_config
+from kdpipe.stages.build import fresh_model, in_frames, model_config
 from kdpipe.stages.decode import Runtime, decode_split
+from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.recognise import SearchSettings
 from kdpipe.stages.train_teacher import train_teacher
 from kdpipe.testing import tiny_recipe
@@ -37,6 +41,35 @@ def test_every_size_of_a_model_section_arrives(section: ModelSection) -> None:
     assert (found["dropout"], found["positional_dropout"]) == (0.25, 0.25)
     if section.size == "custom":
         assert (found["dim"], found["heads"], found["inner"]) == (24, 3, 40)
+
+
+def test_recipes_count_frames_of_ten_milliseconds() -> None:
+    recipe = tiny_recipe("specaugment.time_width=30", "specaugment.time_warp=5")
+    assert in_frames(recipe, KaldiFilterbank()) == recipe
+    finer = in_frames(recipe, KaldiFilterbank(0.005))
+    batches = [r.training.batch_frames for r in (recipe.teacher, recipe.student)]
+    assert [r.training.batch_frames for r in (finer.teacher, finer.student)] == [
+        2 * frames for frames in batches
+    ]
+    assert (finer.specaugment.time_width, finer.specaugment.time_warp) == (60, 10)
+    assert in_frames(recipe, EspnetFilterbank(hop_length=128)).specaugment.time_width == 38
+
+
+def test_a_finer_shift_halves_no_batch(tiny_data: PreparedData, tmp_path: Path) -> None:
+    """Batches of equal speech: as many updates, and the card has the recipe as it was given."""
+    train = read_manifest(tiny_data.folder.parent / "train" / "manifest.jsonl")
+    dev = read_manifest(tiny_data.folder.parent / "dev" / "manifest.jsonl")
+    splits, settings = {"train": train, "dev": dev}, PrepareSettings(frame_shift_ms=5.0)
+    prepare(splits, tmp_path / "data", settings, workers=0)
+    recipe = tiny_recipe("teacher.training.epochs=1", "teacher.training.log_steps=1")
+    steps = {}
+    for data in (tiny_data.folder, tmp_path / "data"):
+        out = tmp_path / f"of-{data.parent.name}"
+        train_teacher(data, recipe, out, 0, "cpu")
+        steps[data] = sum(line["type"] == "step" for line in read_jsonl(out / "train.jsonl"))
+        assert load_model(out).card.recipe["teacher"]["training"]["batch_frames"] == 1200
+    few, many = steps[tiny_data.folder], steps[tmp_path / "data"]
+    assert few <= many < 1.5 * few
 
 
 def test_the_first_weights_follow_from_the_seed(tiny_data: PreparedData) -> None:

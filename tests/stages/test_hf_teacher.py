@@ -16,6 +16,7 @@ from tests.tiny_hf import WINDOW_SECONDS, edit_json, tiny_speech2text, tiny_whis
 
 from kdpipe.checkpoint import load_model
 from kdpipe.config import load_recipe
+from kdpipe.corpus.manifest import read_manifest
 from kdpipe.errors import (
     ConfigError,
     InputNotFoundError,
@@ -26,9 +27,11 @@ from kdpipe.errors import (
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_jsonl
 from kdpipe.models.foreign.hf import SpokenText
+from kdpipe.stages.cached_targets import open_targets
 from kdpipe.stages.hf_card import HF_FOLDER, is_hf_teacher, read_hf_card
 from kdpipe.stages.hf_teacher import Respelling, spoken_targets
 from kdpipe.stages.import_hf import import_hf
+from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.report import write_report
 from kdpipe.stages.report_posteriors import PosteriorSettings
 from kdpipe.stages.store_teacher import recompute_sample, repair_store
@@ -265,6 +268,17 @@ def test_spellings_of_the_same_tokens_are_one(tiny_data: PreparedData) -> None:
         "unknown-token": 1, "merged": 1, "empty": 1, "unalignable": 1, "unfinished": 1,
     }  # fmt: skip
     assert first == "unknown-token"
+
+
+def test_text_fits_features_of_another_frame_shift(
+    tiny_data: PreparedData, store: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(tiny_data.folder.parent / "train" / "manifest.jsonl")
+    prepare({"train": manifest}, tmp_path / "d", PrepareSettings(frame_shift_ms=5.0), workers=0)
+    other = PreparedData.open(tmp_path / "d")
+    assert other.split("train").manifest_digest != tiny_data.split("train").manifest_digest
+    opened = open_targets(str(store), other, Tokenizer.load(other.tokenizer), allow_partial=False)
+    assert len(opened) == 24
 
 
 def test_frame_losses_are_refused_by_the_keys_to_set(

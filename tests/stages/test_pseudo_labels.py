@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from kdpipe.batching import collate
 from kdpipe.corpus.manifest import read_manifest
 from kdpipe.corpus.utterance import Utterance
-from kdpipe.errors import DataError
+from kdpipe.errors import ConfigError, DataError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_json, read_jsonl
+from kdpipe.models import subsampled_lengths
 from kdpipe.stages.decode import Runtime, decode_split
 from kdpipe.stages.nbest_targets import as_stored, pseudo_label
 from kdpipe.stages.prepare import PrepareSettings, prepare
@@ -28,6 +30,7 @@ from kdpipe.stages.train_student import train_student
 from kdpipe.stages.train_teacher import train_teacher
 from kdpipe.store import EMPTY_POSTERIOR, UtteranceTargets, open_store, store_info
 from kdpipe.store.check import verify_store
+from kdpipe.store.merge import average_stores
 from kdpipe.testing import random_model, tiny_manifest, tiny_recipe
 from kdpipe.text.tokenizer import Tokenizer
 
@@ -149,6 +152,35 @@ def test_the_learned_split_has_the_labels_for_tokens(data: PreparedData, store: 
         assert int(batch.feature_lengths[row]) == learned.frame_counts[row]
     dev = data.split("dev")
     assert learned_source(dev, take_labels(dev, opened, 1.0)) is dev
+
+
+def test_a_label_longer_than_the_students_frames_is_left_out(
+    data: PreparedData, store: Path
+) -> None:
+    split, opened = data.split("train"), open_store(store)
+    before = take_labels(split, opened, 0.0)
+    place, label = max(before.tokens.items(), key=lambda item: len(item[1]))
+    needed = len(label) + sum(a == b for a, b in pairwise(label))
+    counts = split.frame_counts.copy()
+    vars(split)["frame_counts"] = counts
+    counts[place] = 4 * needed + 3
+    assert subsampled_lengths(int(counts[place])) == needed
+    assert take_labels(split, opened, 0.0).tokens == before.tokens
+    counts[place] -= 1
+    after = take_labels(split, opened, 0.0)
+    assert set(before.tokens) - set(after.tokens) == {place}
+    (left,) = set(after.left_out) - set(before.left_out)
+    assert (left.id, left.reason) == (list(split.ids)[place], "unalignable")
+
+
+def test_an_averaged_store_has_no_confidence_to_filter_by(
+    data: PreparedData, store: Path, tmp_path: Path
+) -> None:
+    average_stores([store, store], tmp_path / "mean.zarr")
+    mean, split = open_store(tmp_path / "mean.zarr"), data.split("train")
+    assert take_labels(split, mean, 0.0).tokens == take_labels(split, open_store(store), 0.0).tokens
+    with pytest.raises(ConfigError, match="min_confidence"):
+        take_labels(split, mean, 0.1)
 
 
 def test_confidence_is_a_mean_over_tokens() -> None:

@@ -21,7 +21,7 @@ __all__ = [
     "sinusoids",
 ]
 
-# Relative tables that reach no further are shared by all lengths in inference (80 seconds).
+# Relative tables that reach no further are shared by all lengths in inference.
 KEPT_REACH = 2048
 # The older relative form counts down from the end of a table of this many rows.
 LEGACY_TABLE = 5000

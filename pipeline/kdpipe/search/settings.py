@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 MAX_FRAMES = 15_000
-"""Encoder frames an utterance may have: ten minutes at 40 ms a frame."""
+"""Encoder frames an utterance may have: ten minutes where a frame is 40 ms."""
 
 _GROUP_ELEMENTS = 1 << 27
 """Frames x classes searched together: 512 MiB of CTC log-posteriors."""

@@ -29,12 +29,12 @@ def decode(
     `model` comes from `kdpipe.load_model`; the work is done on its device. `waveforms` are
     arrays of one channel, (samples,) at 16 kHz in [-1, 1], decoded together as one batch.
     `mode` is "auto" (the model's own search), "ctc" (greedy, one text), "mask-ctc" or "ar";
-    `beam` is the width of the last two. A waveform too short for the encoder (below 85 ms)
-    reads as "".
+    `beam` is the width of the last two. A waveform too short for the encoder (below seven
+    feature frames, 85 ms at the usual shift) reads as "".
 
     Raises `ConfigError` for a mode that the model cannot do or a beam below 1, `DataError` for
     an array of another shape or with values that are not finite, `UtteranceTooLongError` beyond
-    ten minutes.
+    15,000 encoder frames, ten minutes at the usual shift.
     """
     if not waveforms:
         return []

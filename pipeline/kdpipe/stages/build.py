@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from kdpipe.batching import BatchSource
 from kdpipe.checkpoint import Lineage, ModelCard, save_model
 from kdpipe.config import ModelSection, Recipe, SpecAugmentSection, TrainingSection, to_table
-from kdpipe.features.filterbank import FEATURE_DIM
+from kdpipe.features.filterbank import FEATURE_DIM, FRAME_SHIFT_SECONDS
+from kdpipe.features.kinds import Filterbank
 from kdpipe.features.prepared import PreparedData
 from kdpipe.features.specaugment import SpecAugmentSettings
 from kdpipe.models import ModelConfig, RecognitionModel, build_model, size_by_name
@@ -20,7 +22,7 @@ from kdpipe.stages.device import keep_freed_memory
 from kdpipe.stages.training import StepLosses, TrainingRun, run_training
 from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["fresh_model", "model_config", "specaugment_settings", "train_and_save"]
+__all__ = ["fresh_model", "in_frames", "model_config", "specaugment_settings", "train_and_save"]
 
 
 def model_config(
@@ -51,6 +53,28 @@ def model_config(
         dropout=section.dropout,
         positional_dropout=section.dropout,
         feature_dim=feature_dim,
+    )
+
+
+def in_frames(recipe: Recipe, filterbank: Filterbank) -> Recipe:
+    """The recipe with its counts of 10 ms frames as counts of the filterbank's own frames.
+
+    So a batch holds as much speech, and a mask hides as much, whatever the frame shift.
+    """
+    scale = FRAME_SHIFT_SECONDS / filterbank.frame_shift_seconds
+
+    def training(section: TrainingSection) -> TrainingSection:
+        return replace(section, batch_frames=round(section.batch_frames * scale))
+
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, training=training(recipe.teacher.training)),
+        student=replace(recipe.student, training=training(recipe.student.training)),
+        specaugment=replace(
+            recipe.specaugment,
+            time_width=round(recipe.specaugment.time_width * scale),
+            time_warp=round(recipe.specaugment.time_warp * scale),
+        ),
     )
 
 
@@ -94,6 +118,7 @@ def train_and_save(
 ) -> None:
     """Train on the train split, watch the dev split, write the model directory.
 
+    `settings` count in the data's own frames; `recipe` is what the model card says.
     `train` takes the train split's place where not all of it, or with other labels, is learned.
     """
     keep_freed_memory()

@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.batching import BatchSource
-from kdpipe.errors import DataError
+from kdpipe.errors import ConfigError, DataError
 from kdpipe.features.prepared import PreparedSplit, PreparedUtterance
+from kdpipe.models import subsampled_lengths
+from kdpipe.stages.nbest_targets import is_alignable
 from kdpipe.store import TeacherStore, UtteranceTargets
+from kdpipe.store.merge import AVERAGE_DEFINITIONS
 from kdpipe.store.ragged import utterance_targets
 
 __all__ = [
@@ -106,10 +109,17 @@ class LearnedSplit:
 def take_labels(split: PreparedSplit, store: TeacherStore, min_confidence: float) -> Labels:
     """The store's first hypotheses as labels of the unlabelled utterances of `split`.
 
-    Utterances whose label is less confident than `min_confidence`, or that have none, are left
-    out; so are those that an unfinished store lacks. Raises `DataError` where nothing is left to
-    learn.
+    Utterances whose label is less confident than `min_confidence` or longer than CTC can align
+    with this split's frames, or that have none, are left out; so are those that an unfinished
+    store lacks. Raises `DataError` where nothing is left to learn, `ConfigError` for a
+    `min_confidence` of an averaged store, whose scores say nothing of a token.
     """
+    if min_confidence and store.header.score_definitions == AVERAGE_DEFINITIONS:
+        raise ConfigError(
+            "distillation", "min_confidence", min_confidence,
+            "the scores of an averaged store are no probabilities of tokens",
+            "Leave it at 0, or take the store of one teacher",
+        )  # fmt: skip
     ids = list(split.ids)
     missing = set() if store.complete else set(store.missing(ids))
     absent = frozenset(place for place, name in enumerate(ids) if name in missing)
@@ -121,6 +131,8 @@ def take_labels(split: PreparedSplit, store: TeacherStore, min_confidence: float
             left_out.append(LeftOut(targets.id, targets.status, None))
         elif sure < min_confidence:
             left_out.append(LeftOut(targets.id, "low-confidence", sure))
+        elif not is_alignable(label, subsampled_lengths(int(split.frame_counts[place]))):
+            left_out.append(LeftOut(targets.id, "unalignable", sure))
         else:
             tokens[place] = label
     if len(left_out) == len(split):

@@ -27,7 +27,7 @@ Dense = tuple[NDArray[np.float32], NDArray[np.float32]]
 class DumpSettings:
     """What is kept of the teacher's posteriors, and how its N-best is searched.
 
-    `batch_frames` (10 ms feature frames, padding included) the teacher sees at once; it decides
+    `batch_frames` (feature frames, padding included) the teacher sees at once; it decides
     the last bits of every score, so resuming with another one is refused. `text_case` and
     `punctuation` are for teachers that give text: "auto" is the case of the tokenizer's letters.
     """

@@ -38,7 +38,7 @@ from kdpipe.losses import (
 )
 from kdpipe.models import Encoded, RecognitionModel
 from kdpipe.models.memory import Memory
-from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_save
+from kdpipe.stages.build import fresh_model, in_frames, specaugment_settings, train_and_save
 from kdpipe.stages.cached_targets import cached_targets, open_targets, store_lineage
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
@@ -110,8 +110,9 @@ def train_student(
         dim = prepared.filterbank.dim
         model = fresh_model(recipe.student.model, "mask-ctc", tokenizer, seed, where, dim)
         epochs = sum(stage.epochs for stage in recipe.student.stages)
-        training = replace(recipe.student.training, epochs=epochs)
-        losses = student_losses(model, recipe, source)
+        counted = in_frames(recipe, prepared.filterbank)
+        training = replace(counted.student.training, epochs=epochs)
+        losses = student_losses(model, counted, source)
         _report_labels(out, labels, tell)
         train_and_save(
             out, model, losses, prepared, training, recipe, seed, lineage, tensorboard,

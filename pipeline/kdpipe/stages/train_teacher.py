@@ -21,7 +21,7 @@ from kdpipe.losses import (
     reduce_terms,
 )
 from kdpipe.models import RecognitionModel
-from kdpipe.stages.build import fresh_model, specaugment_settings, train_and_save
+from kdpipe.stages.build import fresh_model, in_frames, specaugment_settings, train_and_save
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import pick_device
 from kdpipe.stages.pseudo_labels import require_texts
@@ -66,9 +66,10 @@ def train_teacher(
             return False
         dim = prepared.filterbank.dim
         model = fresh_model(recipe.teacher.model, "ar", tokenizer, seed, where, dim)
-        losses = teacher_losses(model, recipe)
+        counted = in_frames(recipe, prepared.filterbank)
+        losses = teacher_losses(model, counted)
         train_and_save(
-            out, model, losses, prepared, recipe.teacher.training, recipe, seed,
+            out, model, losses, prepared, counted.teacher.training, recipe, seed,
             tensorboard=tensorboard,
         )  # fmt: skip
         mark_complete(out, settings)

@@ -2,7 +2,7 @@
 
 All randomness of an epoch follows from (seed, epoch), and a checkpoint is written after
 every epoch: a run that was killed repeats the broken epoch and gives the unbroken run's
-losses.
+losses (bit for bit on a CPU with as many threads; a GPU sums in no fixed order).
 """
 
 from __future__ import annotations

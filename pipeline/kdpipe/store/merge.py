@@ -26,7 +26,7 @@ from kdpipe.store.schema import (
 )
 from kdpipe.store.writer import StoreWriter
 
-__all__ = ["average_stores", "join_stores", "mean_targets"]
+__all__ = ["AVERAGE_DEFINITIONS", "average_stores", "join_stores", "mean_targets"]
 
 BATCH = 64
 Advance = Callable[[int], object]
