@@ -216,6 +216,24 @@ def test_lhotse(tmp_path: Path, cut: Cut, name: str) -> None:
     assert read_all("lhotse", tmp_path / name) == {"train-clean": expected}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("aishell_cuts_train.jsonl.gz", "magicdata_cuts_train.jsonl.gz"),
+        ("cuts_dev.jsonl", "cuts_dev.jsonl.gz"),
+    ],
+)
+def test_lhotse_files_of_one_split_are_refused(
+    tmp_path: Path, cut: Cut, names: tuple[str, str]
+) -> None:
+    for name in names:
+        write_cuts(tmp_path / name, cut)
+    with pytest.raises(DataError, match=" and ".join(names)):
+        find_splits("lhotse", tmp_path)
+    (tmp_path / names[1]).rename(tmp_path / "b_cuts_other.jsonl.gz")
+    assert len(find_splits("lhotse", tmp_path)) == 2
+
+
 def test_lhotse_several_supervisions_are_several_utterances(tmp_path: Path, cut: Cut) -> None:
     base = cut["supervisions"][0]
     said = [

@@ -22,11 +22,22 @@ TOLERANCE = 1e-3
 
 
 def find_splits(root: Path) -> dict[str, Path]:
-    """`root` is a cuts file, or a folder of them; `corpus_cuts_train.jsonl.gz` is "train"."""
+    """`root` is a cuts file, or a folder of them; `corpus_cuts_train.jsonl.gz` is "train".
+
+    Raises `DataError` for two files of one split: neither may stand for the other.
+    """
     files = [root] if root.is_file() else _cut_files(root)
     if not files or not files[0].name.endswith(SUFFIXES):
         raise InputNotFoundError(root, "Lhotse cuts (*cuts*.jsonl[.gz])", "Give them, or a folder")
-    return {_split_name(path): path for path in files}
+    found: dict[str, Path] = {}
+    for path in files:
+        other = found.setdefault(_split_name(path), path)
+        if other != path:
+            raise DataError(
+                str(root), f"{other.name} and {path.name} are both the split {_split_name(path)}",
+                "Rename one behind its `cuts` (cuts_train-b), or move it out of the folder",
+            )  # fmt: skip
+    return found
 
 
 def _cut_files(folder: Path) -> list[Path]:
