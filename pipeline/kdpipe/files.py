@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,12 +23,18 @@ __all__ = [
     "write_jsonl",
 ]
 
+FOLDERS_NOT_SYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
+"""How a file system (CIFS, some FUSE) says that it syncs no folders: renames are its own care."""
+
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make renames inside `folder` durable, as far as its file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in FOLDERS_NOT_SYNCED:
+            raise
     finally:
         os.close(handle)
 

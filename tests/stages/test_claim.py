@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
-from kdpipe.errors import BusyOutputError, DataError, OutputConflictError
+from kdpipe.errors import BusyOutputError, DataError, OutputConflictError, OutputWriteError
 from kdpipe.stages.claim import claimed, mark_complete, settings_changes
 
 SETTINGS = {"command": "decode", "beam": 10, "recipe": {"epochs": 3}}
@@ -47,6 +50,19 @@ def test_two_processes_at_once_are_refused(tmp_path: Path) -> None:
         claimed(tmp_path, SETTINGS),
     ):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_left_as_it_was(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OutputWriteError, match="no locks"), claimed(tmp_path / "out", SETTINGS):
+        pass
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path) -> None:

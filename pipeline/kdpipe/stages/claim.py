@@ -39,22 +39,34 @@ def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
 
     `settings` must be plain JSON. Raises `OutputConflictError` naming what differs from the
     settings the folder was made with, `BusyOutputError` while another process holds it,
-    `OutputWriteError` where the disk refuses.
+    `OutputWriteError` where the disk refuses or has no locks.
     """
     with _refusals_named(out):
         made = _make_folders(out)
         begun = (out / RUN_FILE).exists()
         with (out / LOCK).open("a") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyOutputError(out) from None
-            try:
-                yield _compare(out, settings)
+                free = _lock(out, lock.fileno())
+                if free:
+                    yield _compare(out, settings)
             except BaseException:
                 if not begun:
                     _withdraw(out, made)
                 raise
+            if not free:
+                raise BusyOutputError(out)
+
+
+def _lock(out: Path, handle: int) -> bool:
+    """Lock `handle` until it closes; False while another process holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        problem = f"its file system has no locks ({error.strerror})"
+        raise OutputWriteError(out, problem) from error
+    return True
 
 
 def _make_folders(out: Path) -> list[Path]:
