@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.files import atomic_write_text, sync_folder
+from kdpipe.errors import DataError
+from kdpipe.files import atomic_write_text, read_json, sync_folder
 
 
 def refuse_syncing(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +39,10 @@ def test_a_disk_that_fails_to_sync_is_heard(
     refuse_syncing(errno.EIO, monkeypatch)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000, b"9" * 5000])
+def test_what_is_no_json_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.json: not JSON"):
+        read_json(tmp_path / "a.json")

@@ -23,6 +23,8 @@ __all__ = [
     "write_jsonl",
 ]
 
+NOT_JSON = (ValueError, RecursionError)
+"""What reading bad JSON raises: bad syntax, bad UTF-8, numbers of thousands of digits, too deep."""
 FOLDERS_NOT_SYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 """How a file system (CIFS, some FUSE) says that it syncs no folders: renames are its own care."""
 
@@ -74,7 +76,7 @@ def read_json(path: Path) -> object:
     """Read a JSON file; a damaged one is a `DataError` that names it."""
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise DataError(str(path), f"not JSON ({error})", "Restore or remake the file") from error
     return content
 
@@ -99,8 +101,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
 def _parse_object(line: str, where: str) -> dict[str, object]:
     try:
         record: object = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(where, f"not JSON ({error.msg})", "Mend or remove the line") from error
+    except NOT_JSON as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(where, f"not JSON ({reason})", "Mend or remove the line") from error
     if not isinstance(record, dict):
         raise DataError(where, "not a JSON object", "Write one object a line")
     return record

@@ -71,11 +71,25 @@ def test_written_is_read_back(tmp_path: Path) -> None:
         {"id": " a"},
         {"id": "a\nb"},
         {"id": 7},
+        {"duration": 10**400},
+        {"text": "half \ud83d"},
+        {"speaker": "\udc80"},
+        {"audio_filepath": "\udc80.wav"},
+        {"id": "\ud83d"},
     ],
 )
 def test_bad_records_are_named(tmp_path: Path, change: dict[str, object]) -> None:
     path = write_lines(tmp_path / "m.jsonl", GOOD, GOOD | change)
     with pytest.raises(DataError, match="record 2"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000])
+def test_a_line_that_no_reader_takes_is_named(value: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "m.jsonl", GOOD)
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(f'{{"audio_filepath": "a.wav", "duration": {value}}}\n')
+    with pytest.raises(DataError, match=r"m\.jsonl:2: not JSON"):
         read_manifest(path)
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -66,8 +67,20 @@ def _parse_record(record: Mapping[str, object], folder: Path, where: str) -> Utt
 def _text(record: Mapping[str, object], key: str, where: str) -> str | None:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
-        raise DataError(where, f"{key} is not a string: {value!r}", "Quote it")
+        raise DataError(where, f"{key} is not a string: {reprlib.repr(value)}", "Quote it")
+    if value is not None and not _encodes(value):
+        problem = f"{key} is no Unicode text: {reprlib.repr(value)}"
+        raise DataError(where, problem, "Mend its \\u escapes")
     return value
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 can write it: JSON's \\u can spell half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked_id(identifier: str, where: str) -> str:
@@ -79,9 +92,14 @@ def _checked_id(identifier: str, where: str) -> str:
 def _seconds(record: Mapping[str, object], key: str, where: str) -> float:
     value = record.get(key)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(float(value)) or float(value) < 0:  # type: ignore[arg-type]
-        raise DataError(where, f"{key} is no number of seconds: {value!r}", "Give seconds >= 0")
-    return float(value)  # type: ignore[arg-type]
+    try:
+        seconds = float(value) if number else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        seconds = math.inf
+    if not 0 <= seconds < math.inf:
+        problem = f"{key} is no number of seconds: {reprlib.repr(value)}"
+        raise DataError(where, problem, "Give seconds >= 0")
+    return seconds
 
 
 def _to_record(utterance: Utterance, folder: Path) -> dict[str, object]:
