@@ -101,3 +101,28 @@ def test_what_no_search_takes_is_rejected(tmp_path: Path, monkeypatch: pytest.Mo
     assert caught.value.reasons == {"too-long": 1}
     listed = list(read_jsonl(tmp_path / "out" / "rejected.jsonl"))
     assert [record["detail"] for record in listed] == ["23 encoder frames, more than 22"]
+
+
+def noise(folder: Path, names: str) -> list[Utterance]:
+    """An utterance a letter, each with its audio."""
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000)
+    for name in names:
+        soundfile.write(folder / f"{name}.wav", samples, 16000)
+    return [Utterance(name, folder / f"{name}.wav", 1.0, "ONE") for name in names]
+
+
+@pytest.mark.parametrize("reason", ["missing-file", "duplicate-id"])
+def test_the_rejected_are_counted_at_every_speed(tmp_path: Path, reason: str) -> None:
+    train = noise(tmp_path, "abcdefghij")
+    if reason == "missing-file":
+        train[9].audio.unlink()
+    else:
+        train[9] = train[0]
+    settings = PrepareSettings(speeds=(0.9, 1.0, 1.1))
+    with pytest.raises(TooManyRejectedError) as caught:
+        prepare({"train": train}, tmp_path / "out", settings, workers=0, max_rejected=0.09)
+    assert (caught.value.rejected, caught.value.total) == (3, 30)
+    assert caught.value.reasons == {reason: 3}
+    listed = [record["id"] for record in read_jsonl(tmp_path / "out" / "rejected.jsonl")]
+    assert listed == [f"{speed}{train[9].id}" for speed in ("sp0.9-", "", "sp1.1-")]
+    assert prepare({"train": train}, tmp_path / "out", settings, workers=0, max_rejected=0.1)

@@ -110,15 +110,17 @@ def _without_duplicates(
             unique.append(utterance)
             seen |= entry_ids
         else:
-            duplicates.append(
-                {
-                    "id": utterance.id,
-                    "reason": "duplicate-id",
-                    "detail": "the first with this id is kept",
-                    "audio_filepath": str(utterance.audio),
-                }
-            )
+            duplicates += [_duplicate(utterance, speed) for speed in speeds]
     return unique, duplicates
+
+
+def _duplicate(utterance: Utterance, speed: float) -> dict[str, Any]:
+    return {
+        "id": speed_id(utterance.id, speed),
+        "reason": "duplicate-id",
+        "detail": "the first with this id is kept",
+        "audio_filepath": str(utterance.audio),
+    }
 
 
 def _compute(

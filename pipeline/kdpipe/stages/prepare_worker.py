@@ -120,7 +120,9 @@ def process_chunk(chunk: Chunk) -> ChunkResult:
         try:
             source = _read_source(utterance, chunk.settings)
         except _UnusableError as problem:
-            rejected.append(_rejection(utterance, 1.0, problem))
+            # Once a speed, as a usable one counts: no speed may make a bad share look smaller.
+            speeds = chunk.settings.speeds
+            rejected += [_rejection(utterance, speed, problem) for speed in speeds]
             continue
         for speed in chunk.settings.speeds:
             try:
