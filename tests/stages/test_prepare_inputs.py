@@ -10,7 +10,8 @@ import soundfile
 from kdpipe.corpus.manifest import write_manifest
 from kdpipe.corpus.utterance import Utterance
 from kdpipe.errors import ConfigError, InputNotFoundError, TooManyRejectedError
-from kdpipe.files import read_jsonl
+from kdpipe.features.prepared import PreparedData
+from kdpipe.files import read_json, read_jsonl, write_json
 from kdpipe.stages import prepare_worker
 from kdpipe.stages.prepare import PrepareSettings, prepare
 from kdpipe.stages.prepare_inputs import Corpus, SplitNames, read_splits
@@ -41,6 +42,12 @@ def test_a_test_set_that_cannot_have_its_name_is_refused(tmp_path: Path, name: s
     first, second = manifest(tmp_path / "a.jsonl"), manifest(tmp_path / f"sub/{name}.jsonl")
     with pytest.raises(ConfigError):
         read_splits(SplitNames((first,), (), (first, second)), None)
+
+
+def test_no_test_set_is_taken_for_training(tmp_path: Path) -> None:
+    first, second = manifest(tmp_path / "a.jsonl"), manifest(tmp_path / "train.jsonl")
+    with pytest.raises(ConfigError, match="its name is taken"):
+        read_splits(SplitNames(test=(first, second)), None)
 
 
 @pytest.fixture
@@ -126,3 +133,25 @@ def test_the_rejected_are_counted_at_every_speed(tmp_path: Path, reason: str) ->
     listed = [record["id"] for record in read_jsonl(tmp_path / "out" / "rejected.jsonl")]
     assert listed == [f"{speed}{train[9].id}" for speed in ("sp0.9-", "", "sp1.1-")]
     assert prepare({"train": train}, tmp_path / "out", settings, workers=0, max_rejected=0.1)
+
+
+def test_the_usual_frame_shift_is_the_same_given_or_not(tmp_path: Path) -> None:
+    splits, out = {"train": noise(tmp_path, "a")}, tmp_path / "out"
+    assert prepare(splits, out, PrepareSettings(frame_shift_ms=10.0), workers=0)
+    assert not prepare(splits, out, PrepareSettings(), workers=0)
+    record = read_json(out / "run.json")
+    assert isinstance(record, dict)
+    del record["settings"]["frame_shift_ms"]
+    write_json(out / "run.json", record)
+    for shift in (None, 10.0):
+        assert not prepare(splits, out, PrepareSettings(frame_shift_ms=shift), workers=0)
+
+
+def test_speeds_without_training_speech_are_refused(tmp_path: Path) -> None:
+    splits = {"train": noise(tmp_path, "a")}
+    prepare(splits, tmp_path / "data", PrepareSettings(), workers=0)
+    settings = PrepareSettings(speeds=(0.9, 1.0), like=tmp_path / "data")
+    with pytest.raises(ConfigError, match="only a training split"):
+        prepare({"test": splits["train"]}, tmp_path / "test", settings, workers=0)
+    assert prepare(splits, tmp_path / "like", settings, workers=0)
+    assert PreparedData.open(tmp_path / "like").settings["speed"] == [0.9, 1.0]

@@ -107,10 +107,7 @@ def prepare(
     Raises `OutputConflictError` for an `out` of other settings or utterances,
     `TooManyRejectedError`, `ConfigError`, `OutputWriteError` for a full disk.
     """
-    if "train" not in splits and settings.like is None:
-        raise ConfigError(
-            "prepare", "train", None, "no training split", "Give --train, or --like a folder"
-        )
+    _check_training(splits, settings)
     claim = _claim(splits, settings)
     with claimed(out, claim) as complete:
         if complete:
@@ -124,6 +121,21 @@ def prepare(
     return True
 
 
+def _check_training(splits: Mapping[str, Sequence[Utterance]], settings: PrepareSettings) -> None:
+    """Without a training split nothing gives a tokenizer, and nothing is made at other speeds."""
+    if "train" in splits:
+        return
+    if settings.like is None:
+        raise ConfigError(
+            "prepare", "train", None, "no training split", "Give --train, or --like a folder"
+        )
+    if settings.speeds != (1.0,):
+        raise ConfigError(
+            "prepare", "speed", settings.speeds, "only a training split is made at other speeds",
+            "Leave --speed out, or give --train",
+        )  # fmt: skip
+
+
 def _claim(
     splits: Mapping[str, Sequence[Utterance]], settings: PrepareSettings
 ) -> dict[str, object]:
@@ -133,13 +145,20 @@ def _claim(
         "tokenizer": settings.tokenizer,
         "vocab_size": settings.vocab_size,
         "speed": list(settings.speeds),
-        "frame_shift_ms": settings.frame_shift_ms,
+        "frame_shift_ms": _claimed_shift(settings.frame_shift_ms),
         "channel": settings.channel,
         "text_case": settings.text_case,
         "text_spaces": settings.text_spaces,
         "allow_unlabelled": settings.allow_unlabelled,
         "like": None if settings.like is None else _taken_digests(settings.like),
     }
+
+
+def _claimed_shift(milliseconds: float | None) -> float | None:
+    """None for the usual shift too: folders from before the option say nothing of it."""
+    if milliseconds is None or KaldiFilterbank(milliseconds / 1000) == KaldiFilterbank():
+        return None
+    return milliseconds
 
 
 def _taken_digests(like: Path) -> dict[str, str]:

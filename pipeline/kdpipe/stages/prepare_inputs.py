@@ -81,7 +81,8 @@ def _collect(
             splits[role] = [utterance for part in parts for utterance in read(part)]
     for position, name in enumerate(names.test):
         folder = "test" if position == 0 else _folder_name(name)
-        if folder in splits:
+        # A test set of the training split's name would be made at its speeds.
+        if folder == "train" or folder in splits:
             raise ConfigError("prepare", "test", name, "its name is taken", "Rename the manifest")
         splits[folder] = read(name)
     return splits
