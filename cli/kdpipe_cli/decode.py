@@ -13,12 +13,16 @@ from kdpipe_cli.options import (
     data_option,
     option,
     out_option,
+    refuse_given,
     search_options,
     split_option,
 )
 from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
+
+SEARCH = ("beam", "ctc_weight", "tokens_per_iteration", "mask_threshold", "ctc_rescoring")
+"""Settings of a search that greedy CTC does not have."""
 
 
 @click.command("decode")
@@ -85,6 +89,10 @@ def command(
     """
     if (data is None) == (not audio):
         raise click.UsageError("Give either --data or audio files.")
+    if audio:
+        refuse_given("does nothing with audio files", "split")
+    if search["mode"] == "ctc":
+        refuse_given("does nothing with --mode ctc", *SEARCH)
     import torch
 
     from kdpipe.scoring import format_table

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from kdpipe_cli.completion import complete_recipe, complete_setting, complete_split
 from kdpipe_cli.output import Verbosity, speaking
@@ -22,6 +23,7 @@ __all__ = [
     "option",
     "out_option",
     "recipe_options",
+    "refuse_given",
     "search_options",
     "seed_option",
     "shell_options",
@@ -49,6 +51,18 @@ def chain(*decorators: Decorator) -> Decorator:
         return function
 
     return apply
+
+
+def refuse_given(why: str, *names: str) -> None:
+    """A usage error for an option among `names` that was given, even with its default's value.
+
+    `why` says after the option's name with what, or without what, it does nothing.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} {why}.")
 
 
 def _verbosity_options(function: Callable[..., Any]) -> Any:

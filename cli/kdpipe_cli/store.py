@@ -16,6 +16,7 @@ from kdpipe_cli.options import (
     data_option,
     option,
     out_option,
+    refuse_given,
     shell_options,
 )
 from kdpipe_cli.output import answer, complain
@@ -99,6 +100,8 @@ def verify(
     source = (data, teacher) if data and teacher else None
     if (recompute or repair) and source is None:
         raise click.UsageError("--recompute and --repair need --teacher and --data.")
+    if not (recompute or repair):
+        refuse_given("does nothing without --recompute or --repair", "teacher", "data")
     content = _check(store)
     if source and repair and not content["sound"]:
         content = _repair(store, *source, device)
@@ -168,6 +171,8 @@ def convert(store: Path, target: Path, compact: bool, level: int, as_json: bool)
       kdpipe store convert exp/train.zarr exp/train.h5
       kdpipe store convert exp/train.zarr share/train.zarr --compact
     """
+    if not compact:
+        refuse_given("does nothing without --compact", "level")
     from kdpipe.store.convert import convert_store
 
     with _counting("convert") as advance:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kdpipe_cli.options import PATH, common_options, training_options
+from kdpipe_cli.options import PATH, common_options, refuse_given, training_options
 from kdpipe_cli.output import say
 
 __all__ = ["command"]
@@ -57,6 +57,8 @@ def command(
     """
     if targets and online_teacher:
         raise click.UsageError("Give either --targets or --online-teacher.")
+    if not targets:
+        refuse_given("does nothing without --targets", "allow_partial")
     from kdpipe.stages.train_student import train_student
     from kdpipe_cli.training import chosen_recipe, show_model, tensorboard_folder
 
