@@ -59,3 +59,17 @@ def test_another_normalisation_matters_to_a_dump_alone(
     require_same_filterbank(bundle, tiny_data)
     with pytest.raises(MismatchError, match="normalisation"):
         require_same_features(bundle, tiny_data)
+
+
+def test_the_remedy_names_the_channel_that_like_does_not_take(
+    tiny_data: PreparedData, model: Path
+) -> None:
+    remedies = []
+    for channel in ("mix", "first"):
+        features = {**tiny_data.settings["features"], "channel": channel}
+        rewrite(model, feature_digest="another", features=features)
+        with pytest.raises(MismatchError) as refusal:
+            require_same_features(load_model(model), tiny_data)
+        remedies.append(refusal.value.remedy)
+    assert f"--like {model}`" in remedies[0]
+    assert f"--like {model} --channel first`" in remedies[1]

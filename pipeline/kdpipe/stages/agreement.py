@@ -37,22 +37,30 @@ def require_same_features(bundle: ModelBundle, prepared: PreparedData) -> None:
     require_same_filterbank(bundle, prepared)
     if bundle.card.feature_digest == prepared.feature_digest:
         return
-    channel = bundle.card.features.get("channel")
-    found = prepared.settings["features"]["channel"]
-    if channel not in (None, found):
+    found, channel = _channels(bundle, prepared)
+    if found != channel:
         raise _mismatch("the audio channel", found, channel, bundle, prepared)
     ours, theirs = prepared.cmvn.describe(), bundle.cmvn.describe()
     raise _mismatch("the features' normalisation", ours, theirs, bundle, prepared)
 
 
+def _channels(bundle: ModelBundle, prepared: PreparedData) -> tuple[object, object]:
+    """The data's and the model's; of a model that does not say, the data's."""
+    found = prepared.settings["features"]["channel"]
+    return found, bundle.card.features.get("channel", found)
+
+
 def _mismatch(
     what: str, ours: object, theirs: object, bundle: ModelBundle, prepared: PreparedData
 ) -> MismatchError:
+    found, channel = _channels(bundle, prepared)
+    # What --like does not take, and what would be refused next.
+    heard = "" if found == channel else f" --channel {channel}"
     return MismatchError(
         f"{what} of the data {prepared.folder.name} (here) and of the model {bundle.card.name}"
         f" (there)",
         ours,
         theirs,
-        f"Make the data with `kdpipe prepare --like {bundle.path}`, which takes the model's"
+        f"Make the data with `kdpipe prepare --like {bundle.path}{heard}`, which takes the model's"
         " tokenizer and features",
     )
