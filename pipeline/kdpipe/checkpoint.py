@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdpipe.config import parse_table, to_table
-from kdpipe.errors import ConfigError, InputNotFoundError, ModelFormatError
-from kdpipe.features.cmvn import AnyCmvn, load_cmvn
+from kdpipe.errors import ConfigError, DataError, InputNotFoundError, ModelFormatError
+from kdpipe.features.cmvn import AnyCmvn, Cmvn, load_cmvn
 from kdpipe.features.filterbank import KaldiFilterbank
 from kdpipe.features.kinds import Filterbank, read_filterbank
 from kdpipe.files import atomic_write_bytes, atomic_write_text, sha256_file
 from kdpipe.models import ModelConfig, RecognitionModel, build_model
+from kdpipe.models.bound import least_parameters
 from kdpipe.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -126,7 +128,8 @@ def read_card(path: Path) -> ModelCard:
         )
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # ValueError: bad syntax, bad UTF-8, integers of thousands of digits.
         raise ModelFormatError(file, f"not TOML ({error})", "Copy the model again") from error
     if "kind" in table:
         raise ModelFormatError(
@@ -173,11 +176,24 @@ def load_model(path: Path | str, device: torch.device | None = None) -> ModelBun
         raise ModelFormatError(
             path, "tokenizer.model is not the one of model.toml", "Restore the original file"
         )
-    model = build_model(card.sizes)
-    _load_weights(path / WEIGHTS, model)
-    model.eval()
     cmvn = load_cmvn(path / "cmvn.safetensors")
+    _require_widths(card, cmvn, path)
+    model = _load_weights(path / WEIGHTS, card.sizes)
+    model.eval()
     return ModelBundle(model.to(device or torch.device("cpu")), tokenizer, cmvn, card, path)
+
+
+def _require_widths(card: ModelCard, cmvn: AnyCmvn, path: Path) -> None:
+    """Raise `ModelFormatError` unless features, normalisation and model have as many bands."""
+    bands = card.sizes.feature_dim
+    if isinstance(cmvn, Cmvn) and cmvn.mean.shape != (bands,):
+        problem = f"normalises {list(cmvn.mean.shape)} values, not the model's {bands} bands"
+        raise ModelFormatError(path / "cmvn.safetensors", problem, "Restore the original file")
+    with suppress(DataError):  # Unknown features are an error where they are computed.
+        width = card_filterbank(card, path).dim
+        if width != bands:
+            problem = f"features of {width} bands for a model of {bands}"
+            raise ModelFormatError(path / "model.toml", problem, "Copy the model again")
 
 
 def weights_digest(path: Path) -> str:
@@ -185,17 +201,26 @@ def weights_digest(path: Path) -> str:
     return sha256_file(path / WEIGHTS)
 
 
-def _load_weights(path: Path, model: nn.Module) -> None:
+def _load_weights(path: Path, sizes: ModelConfig) -> RecognitionModel:
     tensors = _read_tensors(path)
+    # Before it is built: a damaged model.toml could ask for any amount of memory and time.
+    if least_parameters(sizes) > sum(tensor.numel() for tensor in tensors.values()):
+        raise _misfit(path, "too few of them")
+    model = build_model(sizes)
     expected = model.state_dict()
     wrong = sorted(set(expected) ^ set(tensors)) or [
         name for name in expected if expected[name].shape != tensors[name].shape
     ]
     if wrong:
-        raise ModelFormatError(
-            path, f"weights do not fit model.toml (first: {wrong[0]})", "Copy both files again"
-        )
+        raise _misfit(path, f"first: {wrong[0]}")
     model.load_state_dict(tensors)
+    return model
+
+
+def _misfit(path: Path, which: str) -> ModelFormatError:
+    return ModelFormatError(
+        path, f"weights do not fit model.toml ({which})", "Copy both files again"
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
