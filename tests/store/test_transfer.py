@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from kdpipe.store import finish, open_store, transfer
 from kdpipe.store.cache import cache_folder, mappable_path
 from kdpipe.store.check import verify_store
 from kdpipe.store.convert import convert_store
+from kdpipe.store.image import sealed_json
 from kdpipe.store.transfer import copy_store
 
 HEADER = make_header()
@@ -86,6 +88,24 @@ def make_store(path: Path, count: int = 10) -> str:
     return finish(path)
 
 
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+def claim_digest(path: Path, digest: str) -> None:
+    """Make a store say that it is another, with every checksum that it gives of itself right."""
+    file = path / "zarr.json" if path.is_dir() else path
+    content = file.read_bytes()
+    start, end = (0, len(content)) if path.is_dir() else (22, int(content[13:21]))
+    text = content[start:end] if path.is_dir() else content[start:end].rstrip()
+    text = re.sub(rb'"checksum": "\w+"', b'"checksum": "00000000"', text)
+    text = sealed_json(re.sub(rb'"digest": "\w+"', b'"digest": "%s"' % digest.encode(), text))
+    padding = b"" if path.is_dir() else b"\n".rjust(end - start - len(text))
+    file.write_bytes(content[:start] + text + padding + content[end:])
+
+
 @pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
 def test_to_a_url_and_back(tmp_path: Path, memory: Any, name: str) -> None:
     digest = make_store(tmp_path / name)
@@ -122,6 +142,21 @@ def test_a_compact_store_travels_and_is_opened(tmp_path: Path, memory: Any, cach
         )
 
 
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_a_store_that_claims_anothers_digest_does_not_become_it(
+    tmp_path: Path, memory: Any, cache: Path, name: str
+) -> None:
+    digest = make_store(tmp_path / name)
+    make_store(tmp_path / "false" / name, 4)
+    claim_digest(tmp_path / "false" / name, digest)
+    assert copy_store(tmp_path / "false" / name, f"memory://false/{name}") == digest
+    copy_store(tmp_path / name, f"memory://x/{name}")
+    with pytest.raises(StoreDamageError, match=r"memory://false.* digest"):
+        open_store(f"memory://false/{name}")
+    assert len(open_store(f"memory://x/{name}")) == 10
+    assert len(list((cache / "stores").iterdir())) == 2
+
+
 def test_a_broken_off_copy_resumes(tmp_path: Path, memory: Any) -> None:
     make_store(tmp_path / "s.zarr")
     copy_store(tmp_path / "s.zarr", "memory://x/s.zarr")
@@ -154,6 +189,33 @@ def test_damage_does_not_travel(tmp_path: Path, memory: Any) -> None:
     with pytest.raises(StoreDamageError, match="records/c/0"):
         copy_store("memory://x/s.zarr", tmp_path / "copy.zarr")
     assert not (tmp_path / "copy.zarr").exists()
+
+
+@pytest.mark.parametrize("target", ["memory://y/s.h5", "copy.h5"])
+def test_damage_in_an_hdf5_source_is_the_sources(tmp_path: Path, memory: Any, target: str) -> None:
+    source, place = tmp_path / "s.h5", target if "://" in target else tmp_path / target
+    make_store(source)
+    whole = source.read_bytes()
+    (records,) = re.findall(rb'"records": \[(\d+), \d+', whole)
+    flip(source, int(records) + 100)
+    with pytest.raises(StoreDamageError, match=r"s\.h5: records: its checksum"):
+        copy_store(source, place)
+    source.write_bytes(whole[:-100])
+    with pytest.raises(StoreDamageError, match=r"s\.h5: file: is cut short"):
+        copy_store(source, place)
+    source.write_bytes(whole + b"more")
+    with pytest.raises(StoreDamageError, match=r"s\.h5: file: has more"):
+        copy_store(source, place)
+    assert not memory.store
+    assert not (tmp_path / "copy.h5").exists()
+
+
+def test_a_file_that_the_source_lacks_is_the_sources(tmp_path: Path, memory: Any) -> None:
+    make_store(tmp_path / "s.zarr")
+    copy_store(tmp_path / "s.zarr", "memory://x/s.zarr")
+    memory.rm("/x/s.zarr/ids/c/0")
+    with pytest.raises(StoreDamageError, match=r"x/s\.zarr: ids/c/0: is missing"):
+        copy_store("memory://x/s.zarr", tmp_path / "copy.zarr")
 
 
 def test_another_store_in_the_place_is_left_alone(tmp_path: Path, memory: Any) -> None:

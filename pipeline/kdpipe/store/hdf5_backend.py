@@ -36,6 +36,7 @@ from kdpipe.store.schema import StoreHeader, header_from_json, header_to_json
 
 __all__ = [
     "DATASETS",
+    "Extents",
     "open_hdf5",
     "parse_user_block",
     "read_user_block",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from kdpipe.errors import (
 )
 from kdpipe.files import sync_folder
 from kdpipe.store.check import verify_store
-from kdpipe.store.hdf5_backend import parse_user_block
+from kdpipe.store.hdf5_backend import Extents, parse_user_block
 from kdpipe.store.journal import read_ledger
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import StoreHeader
@@ -99,24 +100,66 @@ def _read_small(system: Any, place: str) -> bytes:
 def _remote_hdf5(url: str, system: Any, root: str, checksums: bool) -> RemoteStore:
     files = {}
     with system.open(root, "rb") as handle:
-        store, header, _, _ = parse_user_block(handle.read, url)
+        store, header, block, extents = parse_user_block(handle.read, url)
         if checksums:
             handle.seek(0)
-            files[""] = (int(store["bytes"]), _checksum(handle, lambda size: None))
+            files[""] = (int(store["bytes"]), _hdf5_checksum(handle, url, store, block, extents))
     return RemoteStore(url, system, root, header, store["digest"], "mapped", files)
 
 
-def copy_store(source: str | Path, target: str | Path, advance: Advance = lambda size: None) -> str:
+def _hdf5_checksum(
+    handle: Any, url: str, store: dict[str, Any], block: int, extents: Extents
+) -> int:
+    """CRC-32C of a whole HDF5 store; every part must be what its user block says."""
+    (whole,) = _extended(handle, url, block, 0)
+    structure, position = 0, block
+    for (offset, size, wanted), name in sorted((place, name) for name, place in extents.items()):
+        if size:
+            whole, structure = _extended(handle, url, offset - position, whole, structure)
+            whole, found = _extended(handle, url, size, whole, 0)
+            position = offset + size
+            if found != wanted:
+                raise StoreDamageError(url, name, "its checksum does not fit")
+    whole, structure = _extended(handle, url, int(store["bytes"]) - position, whole, structure)
+    if structure != store["structure_crc32c"]:
+        raise StoreDamageError(url, "HDF5 structure", "its checksum does not fit")
+    if handle.read(1):
+        raise StoreDamageError(url, "file", f"has more than {store['bytes']} bytes")
+    return whole
+
+
+def _extended(handle: Any, url: str, size: int, *checksums: int) -> list[int]:
+    """CRC-32Cs, each with the next `size` bytes of a file added."""
+    extended = list(checksums)
+    while size:
+        piece = handle.read(min(size, PIECE_BYTES))
+        if not piece:
+            raise StoreDamageError(url, "file", f"is cut short by {size} bytes or more")
+        extended = [google_crc32c.extend(checksum, piece) for checksum in extended]
+        size -= len(piece)
+    return extended
+
+
+def copy_store(
+    source: str | Path,
+    target: str | Path,
+    advance: Advance = lambda size: None,
+    digest: str | None = None,
+) -> str:
     """Copy a finished store as it is; returns its digest. `advance` is told bytes as they go.
 
     Every file is read back and checked where it arrives; the file that makes the store whole
     comes last. What a broken-off copy has brought over whole is not brought again. On this
-    machine, a whole copy in the place is checked and left as it is, and an empty folder is copied
-    into. Raises `OutputConflictError` when anything else is in the place, `StoreDamageError` when
-    the source is not what it should be, `StoreWriteError` when the target cannot be written.
+    machine the copy appears when its content was checked too; a whole copy in the place is
+    checked and left as it is, and an empty folder is copied into. Raises `OutputConflictError`
+    when anything else is in the place, `StoreDamageError` when the source is not what it should
+    be (with `digest`, the store of that digest), `StoreWriteError` when the target cannot be
+    written.
     """
     _refuse_partial(source)
     remote = open_remote(source, checksums=True)
+    if digest not in (None, remote.digest):
+        raise StoreDamageError(source, "digest", "changed while the store was read")
     if backend_of(Path(remote.root)) != backend_of(Path(str(target).rstrip("/"))):
         raise StoreFormatError(
             target, "a copy has the suffix of its source", "Use store convert for another backend"
@@ -146,15 +189,24 @@ def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
         _require_whole(remote, target)
         return remote.digest
     system = fsspec.filesystem("file")
-    partial = target.with_name(f".{target.name}.copying")
+    partial = target.with_name(f".{target.stem}.copying{target.suffix}")
     with _reached(str(target), writing=True):
         for name in remote.files:
             place = partial / name if name else partial
             place.parent.mkdir(parents=True, exist_ok=True)
             _bring(remote, name, system, str(place), advance)
+        _require_sound(remote, partial)
         partial.rename(target)
         sync_folder(target.parent)
     return remote.digest
+
+
+def _require_sound(remote: RemoteStore, copy: Path) -> None:
+    """What arrived must be what the digest says: so far it was checked by the source's word."""
+    findings = verify_store(copy).findings
+    if findings:
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
+        raise StoreDamageError(remote.url, findings[0].part, findings[0].problem, findings[0].ids)
 
 
 def _is_taken(remote: RemoteStore, target: Path) -> bool:
@@ -196,12 +248,27 @@ def _bring(remote: RemoteStore, name: str, system: Any, place: str, advance: Adv
     if _arrived(system, place, size, checksum):
         advance(size)
         return
-    with remote.system.open(remote.place(name), "rb") as source, system.open(place, "wb") as sink:
-        found = _checksum(source, advance, sink)
+    with system.open(place, "wb") as sink:
+        found = _checksum(_source_pieces(remote, name), advance, sink)
     if found != checksum:
         raise StoreDamageError(remote.url, name or "file", "its checksum does not fit")
     if not _arrived(system, place, size, checksum):
         raise StoreWriteError(place, "arrived damaged", "Run the same command again")
+
+
+def _source_pieces(remote: RemoteStore, name: str) -> Iterator[bytes]:
+    """A file of the source; what goes wrong with it is the source's."""
+    with _reached(remote.url, writing=False):
+        try:
+            with remote.system.open(remote.place(name), "rb") as handle:
+                yield from _pieces(handle)
+        except FileNotFoundError as error:
+            raise StoreDamageError(remote.url, name or "file", "is missing") from error
+
+
+def _pieces(handle: Any) -> Iterator[bytes]:
+    while piece := handle.read(PIECE_BYTES):
+        yield piece
 
 
 def _arrived(system: Any, place: str, size: int, checksum: int) -> bool:
@@ -211,15 +278,15 @@ def _arrived(system: Any, place: str, size: int, checksum: int) -> bool:
         if int(system.size(place)) != size:
             return False
         with system.open(place, "rb") as handle:
-            return _checksum(handle, lambda size: None) == checksum
+            return _checksum(_pieces(handle), lambda size: None) == checksum
     except FileNotFoundError:
         return False
 
 
-def _checksum(source: Any, advance: Advance, sink: Any = None) -> int:
-    """CRC-32C of what is left in `source`, written to `sink` on the way."""
+def _checksum(pieces: Iterable[bytes], advance: Advance, sink: Any = None) -> int:
+    """CRC-32C of all pieces, written to `sink` on the way."""
     checksum = 0
-    while piece := source.read(PIECE_BYTES):
+    for piece in pieces:
         checksum = google_crc32c.extend(checksum, piece)
         if sink is not None:
             sink.write(piece)
