@@ -25,8 +25,9 @@ from kdpipe.errors import (
     OutputConflictError,
     StoreDamageError,
     StoreFormatError,
+    StoreWriteError,
 )
-from kdpipe.store import finish, open_store, transfer
+from kdpipe.store import StoreWriter, finish, open_store, transfer
 from kdpipe.store.cache import cache_folder, mappable_path
 from kdpipe.store.check import verify_store
 from kdpipe.store.convert import convert_store
@@ -155,6 +156,62 @@ def test_a_store_that_claims_anothers_digest_does_not_become_it(
         open_store(f"memory://false/{name}")
     assert len(open_store(f"memory://x/{name}")) == 10
     assert len(list((cache / "stores").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_a_staged_store_that_was_cut_short_is_staged_again(
+    tmp_path: Path, memory: Any, name: str
+) -> None:
+    make_store(tmp_path / name)
+    copy_store(tmp_path / name, f"memory://x/{name}")
+    staged = open_store(f"memory://x/{name}").path
+    victim = staged / "records/c/0" if staged.is_dir() else staged
+    victim.write_bytes(victim.read_bytes()[:-9])
+    assert open_store(f"memory://x/{name}").path == staged
+    assert verify_store(staged).sound
+
+
+def test_damage_in_the_cache_says_what_to_remove(tmp_path: Path, memory: Any) -> None:
+    make_store(tmp_path / "s.zarr")
+    copy_store(tmp_path / "s.zarr", "memory://x/s.zarr")
+    store = open_store("memory://x/s.zarr")
+    flip(store.path / "records/c/0", 100)
+    with pytest.raises(StoreDamageError) as damaged:
+        store.read_batch(store.ids)
+    assert damaged.value.remedy.startswith(f"Remove {store.path}")
+    assert str(damaged.value).endswith(damaged.value.remedy)
+
+
+def test_a_shared_cache_is_read_by_who_may_not_write_it(
+    tmp_path: Path, memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.h5", "b.h5"):
+        make_store(tmp_path / name, 3 + (name == "b.h5"))
+        copy_store(tmp_path / name, f"memory://x/{name}")
+    open_store("memory://x/a.h5")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kdpipe.store.cache.os.open", refuse)
+    assert len(open_store("memory://x/a.h5")) == 3
+    with pytest.raises(StoreWriteError, match="KDPIPE_CACHE"):
+        open_store("memory://x/b.h5")
+
+
+def test_the_umask_decides_who_may_lock(tmp_path: Path, memory: Any, cache: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        make_store(tmp_path / "s.h5")
+        copy_store(tmp_path / "s.h5", "memory://x/s.h5")
+        open_store("memory://x/s.h5")
+        with StoreWriter(tmp_path / "begun.zarr", HEADER, flush_bytes=1):
+            write_targets(tmp_path / "begun.zarr", HEADER, range(1))
+    finally:
+        os.umask(before)
+    made = [*(cache / "stores").glob("*.lock"), *(tmp_path / "begun.zarr/journal").iterdir()]
+    assert len(made) == 5
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o664}
 
 
 def test_a_broken_off_copy_resumes(tmp_path: Path, memory: Any) -> None:

@@ -114,7 +114,7 @@ def working_lock(working: Path, name: str, shared: bool, wait: bool) -> Iterator
 
     Raises `BusyOutputError` when another process holds it and `wait` is false.
     """
-    handle = os.open(journal_folder(working) / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(journal_folder(working) / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(handle, mode)
@@ -142,7 +142,7 @@ class Journal:
         self.number, self._journal = _claim(working)
         self._journal_length = 0
         path = shard_path(working, self.number)
-        self._shard = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._shard = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         sync_folder(path.parent)
         self._append_line({"writer": writer, "host": os.uname().nodename, "pid": os.getpid()})
         sync_folder(journal_folder(working))
@@ -204,7 +204,7 @@ def _claim(working: Path) -> tuple[int, int]:
     while True:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            return number, os.open(folder / f"{number:06d}.jsonl", flags, 0o644)
+            return number, os.open(folder / f"{number:06d}.jsonl", flags, 0o666)
         except FileExistsError:
             number += 1
 

@@ -14,7 +14,7 @@ from kdpipe.errors import (
     StoreIncompleteError,
     UtteranceNotFoundError,
 )
-from kdpipe.store.cache import mappable_path
+from kdpipe.store.cache import is_staged, mappable_path
 from kdpipe.store.image import StoreImage
 from kdpipe.store.index import find_rows, ids_between
 from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, SECTIONS, Widths, addresses, section_sizes
@@ -157,7 +157,7 @@ class TeacherStore:
         sizes = section_sizes(rows, self._widths)
         if len(sizes) and sizes.min() < 0:
             position = int(np.argmin(sizes.min(axis=1)))
-            raise StoreDamageError(self.path, "table", "lengths contradict", [ids[position]])
+            raise self._damage("table", "lengths contradict", [ids[position]])
         places = addresses(rows).tolist()
         checksums = rows[:, CRC].tolist()
         heads = rows[:, COLUMN["frames"] : COLUMN["crc32c"]].tobytes()
@@ -170,8 +170,7 @@ class TeacherStore:
             checksum = record_checksum(head + ids[position].encode(), record)
             if checksum != checksums[position] or len(record) != size:
                 part = self._image.part(places[position])
-                problem = "a record is not what was written"
-                raise StoreDamageError(self.path, part, problem, [ids[position]])
+                raise self._damage(part, "a record is not what was written", [ids[position]])
             records.append(record)
         return sizes, records
 
@@ -185,5 +184,13 @@ class TeacherStore:
                 decode_batch([utterance], single, *self._records([utterance], single), self.header)
             except (ValueError, IndexError) as error:
                 place = int(addresses(single)[0])
-                return StoreDamageError(self.path, self._image.part(place), str(error), [utterance])
-        return StoreDamageError(self.path, "records", problem, ids)
+                return self._damage(self._image.part(place), str(error), [utterance])
+        return self._damage("records", problem, ids)
+
+    def _damage(self, part: str, problem: str, ids: Sequence[str]) -> StoreDamageError:
+        """The error for damage; a copy in the cache is fetched again rather than repaired."""
+        error = StoreDamageError(self.path, part, problem, ids)
+        if is_staged(self.path):
+            error.remedy = f"Remove {self.path}: the store is fetched again when it is opened"
+            error.args = (f"{error.message}. {error.remedy}",)
+        return error
