@@ -227,10 +227,26 @@ def test_posterior_settings_are_refused(
         teacher_dump(tiny_data.folder, "dev", own, tmp_path / "s.zarr", settings, Shard(), "cpu")
 
 
+def test_more_hypotheses_than_beams_are_refused_to_a_new_store(
+    tiny_data: PreparedData, teacher: Path, store: Path, tmp_path: Path
+) -> None:
+    def dump(out: Path) -> bool:
+        settings = replace(SETTINGS, nbest=6)
+        return teacher_dump(tiny_data.folder, "train", teacher, out, settings, Shard(), "cpu")
+
+    with pytest.raises(ConfigError, match="ends with 5 at most") as refusal:
+        dump(tmp_path / "s.zarr")
+    assert refusal.value.remedy == "Use --nbest 5 or --beam 6"
+    assert not (tmp_path / "s.zarr").exists()
+    # An older version's store may be begun so: it is held against its own settings.
+    with pytest.raises(OutputConflictError, match="nbest: 4 -> 6"):
+        dump(store)
+
+
 def test_a_beam_of_one_dumps_the_greedy_text(
     tiny_data: PreparedData, teacher: Path, tmp_path: Path
 ) -> None:
-    out, settings = tmp_path / "s.zarr", replace(SETTINGS, beam=1)
+    out, settings = tmp_path / "s.zarr", replace(SETTINGS, beam=1, nbest=1)
     assert teacher_dump(tiny_data.folder, "dev", teacher, out, settings, Shard(), "cpu")
     opened = open_store(out)
     assert opened.header.decode["beam"] == 1

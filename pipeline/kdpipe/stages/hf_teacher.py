@@ -35,7 +35,7 @@ from kdpipe.text.normalise import TextSpaces
 from kdpipe.text.spoken import SpokenStyle, case_of, respell
 from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["hf_header", "hf_speaker", "spoken_targets"]
+__all__ = ["check_nbest", "hf_header", "hf_speaker", "spoken_targets"]
 
 MAX_UTTERANCES = 256
 SCORE_DEFINITIONS = {
@@ -216,6 +216,20 @@ def _remarks(counts: Counter[str]) -> list[str]:
 
 
 _NO_LOSS = ("merged", "too-long")
+
+
+def check_nbest(settings: DumpSettings) -> None:
+    """Raise `ConfigError` for longer lists than its beam search, unlike this project's, ends with.
+
+    Of a new store alone: one that was begun so goes on, and is repaired.
+    """
+    most = settings.beam
+    if settings.nbest > most:
+        raise ConfigError(
+            "teacher-dump", "--nbest", settings.nbest,
+            f"a Hugging Face teacher's search ends with {most} at most",
+            f"Use --nbest {most} or --beam {settings.nbest}",
+        )  # fmt: skip
 
 
 def _check_settings(settings: DumpSettings) -> None:

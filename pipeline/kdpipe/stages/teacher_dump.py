@@ -12,7 +12,7 @@ from kdpipe.progress import progress_bar
 from kdpipe.stages.claim import settings_changes
 from kdpipe.stages.device import keep_freed_memory, pick_device
 from kdpipe.stages.hf_card import is_hf_teacher
-from kdpipe.stages.hf_teacher import hf_speaker
+from kdpipe.stages.hf_teacher import check_nbest, hf_speaker
 from kdpipe.stages.own_teacher import own_speaker, teacher_targets
 from kdpipe.stages.speaker import DumpSettings, Speaker
 from kdpipe.store import StoreHeader, StoreWriter, finish, open_store, store_state
@@ -54,6 +54,8 @@ def teacher_dump(
     keep_freed_memory()
     prepared = PreparedData.open(data)
     chosen = prepared.split(split)
+    if is_hf_teacher(teacher) and store_state(out) == "absent":
+        check_nbest(settings)
     speaker = open_speaker(teacher, prepared, split, settings, device, licence)
     if store_state(out) == "complete":
         return _check_complete(out, speaker.header)
