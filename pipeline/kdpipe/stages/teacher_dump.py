@@ -49,7 +49,8 @@ def teacher_dump(
     The writer that finds every utterance acknowledged finishes the store. Returns True when
     the store is complete, False while other shards are still to come. `tell` gets lines about
     what was left out. Raises `MismatchError` where the teacher was trained on another tokenizer
-    or other features than the data has, and the writer's errors.
+    or other features than the data has, `OutputConflictError` for another licence than the store
+    was begun with, and the writer's errors.
     """
     keep_freed_memory()
     prepared = PreparedData.open(data)
@@ -58,9 +59,10 @@ def teacher_dump(
         check_nbest(settings)
     speaker = open_speaker(teacher, prepared, split, settings, device, licence)
     if store_state(out) == "complete":
-        return _check_complete(out, speaker.header)
+        return _check_complete(out, speaker.header, licence)
     ids = list(chosen.ids)
     with StoreWriter(out, speaker.header, writer=f"{shard.index}of{shard.count}") as writer:
+        _check_licence(out, writer.header, licence)
         batches = speaker.batches[shard.index :: shard.count]
         _dump(speaker, ids, batches, writer, set(_sample(ids, fidelity_sample)))
         writer.flush()
@@ -94,12 +96,23 @@ def _finish(out: Path, ids: Sequence[str]) -> bool:
     return True
 
 
-def _check_complete(out: Path, header: StoreHeader) -> bool:
+def _check_complete(out: Path, header: StoreHeader, licence: str) -> bool:
     """A complete store must be the one that was asked for."""
-    changes = settings_changes(open_store(out).header.identity(), header.identity())
+    made = open_store(out).header
+    changes = settings_changes(made.identity(), header.identity())
     if changes:
         raise OutputConflictError(out, changes)
+    _check_licence(out, made, licence)
     return True
+
+
+def _check_licence(out: Path, begun: StoreHeader, licence: str) -> None:
+    """A header is not written again: a licence that would be lost is refused, none is not."""
+    if licence and licence != begun.licence:
+        raise OutputConflictError(
+            out, settings_changes(begun.licence, licence, "licence"),
+            "keeps the licence that it was begun with; another can be written into its card",
+        )  # fmt: skip
 
 
 def _dump(
