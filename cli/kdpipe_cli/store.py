@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,9 @@ def verify(
         raise click.UsageError("--recompute and --repair need --teacher and --data.")
     if not (recompute or repair):
         refuse_given("does nothing without --recompute or --repair", "teacher", "data")
+    resumed = repair and _resumed(store)
     content = _check(store)
-    if source and repair and not content["sound"]:
+    if source and repair and (resumed or not content["sound"]):
         content = _repair(store, *source, device)
     if source and recompute and content["sound"]:
         content |= _recompute(store, *source, recompute, seed, device, threshold)
@@ -130,6 +131,16 @@ def _check(store: Path) -> dict[str, Any]:
         "findings": [{"part": f.part, "problem": f.problem, "ids": f.ids} for f in report.findings],
         "notes": report.notes,
     }
+
+
+def _resumed(store: Path) -> bool:
+    """Whether a repair was broken off where the store is under no name, and now is again."""
+    from kdpipe.errors import StoreFormatError
+    from kdpipe.store.repair import complete_swap
+
+    with suppress(StoreFormatError):
+        return complete_swap(store)
+    return False
 
 
 def _repair(store: Path, data: Path, teacher: Path, device: str) -> dict[str, Any]:

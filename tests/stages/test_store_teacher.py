@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from kdpipe.stages.store_teacher import recompute_sample, repair_store
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.store import open_store
 from kdpipe.store.check import verify_store
-from kdpipe.store.merge import average_stores
+from kdpipe.store.convert import convert_store
+from kdpipe.store.merge import average_stores, join_stores
+from kdpipe.store.repair import drop_utterances
 from kdpipe.testing import random_model
 from kdpipe_cli.main import main
 
@@ -72,6 +76,59 @@ def test_repair_restores_the_very_same_content(
     assert open_store(store).digest == digest
 
 
+def cut_the_shard(store: Path) -> None:
+    shard = store / "records/c/0"
+    shard.write_bytes(shard.read_bytes()[:1000])
+
+
+def spoil_the_root(store: Path) -> None:
+    root = store / "zarr.json"
+    root.write_bytes(root.read_bytes().replace(b"kdpipe_version", b"kdpipe-version"))
+
+
+def spoil_the_user_block(store: Path) -> None:
+    store.write_bytes(store.read_bytes().replace(b"kdpipe_version", b"kdpipe-version", 1))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "spoil"),
+    [(".zarr", cut_the_shard), (".zarr", spoil_the_root), (".h5", spoil_the_user_block)],
+)
+def test_repair_mends_what_cannot_be_opened(
+    tiny_data: PreparedData,
+    teacher: Path,
+    store: Path,
+    suffix: str,
+    spoil: Callable[[Path], None],
+) -> None:
+    digest = open_store(store).digest
+    damaged = store.with_suffix(suffix)
+    if damaged != store:
+        convert_store(store, damaged)
+    spoil(damaged)
+    assert not verify_store(damaged).sound
+    repair_store(damaged, tiny_data.folder, teacher, "cpu")
+    assert verify_store(damaged).sound
+    assert open_store(damaged).digest == digest
+
+
+def test_a_repair_broken_off_in_its_swap_goes_on(
+    tiny_data: PreparedData, teacher: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = open_store(store).digest
+    shutil.copytree(store, store.with_name("mended.zarr"))
+    drop_utterances(store.with_name("mended.zarr"), [next(iter(open_store(store)))])
+    store.rename(store.with_name(".train.zarr.damaged"))
+    store.with_name("mended.zarr").rename(store.with_name(".train.zarr.repair.zarr"))
+    where = ["--teacher", str(teacher), "--data", str(tiny_data.folder)]
+    command = ["kdpipe", "store", "verify", "--repair", str(store), *where]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert open_store(store).digest == digest
+
+
 def test_the_command_repairs_and_recomputes(
     tiny_data: PreparedData,
     teacher: Path,
@@ -111,6 +168,23 @@ def test_an_average_is_mended_through_its_sources(
     with pytest.raises(MismatchError, match="average of teacher, other"):
         repair_store(mean, tiny_data.folder, teacher, "cpu")
     assert len(verify_store(mean).damaged_ids) == 1
+
+
+def test_a_joined_store_is_mended_through_its_sources(
+    tiny_data: PreparedData, teacher: Path, store: Path, tmp_path: Path
+) -> None:
+    teacher_dump(tiny_data.folder, "dev", teacher, tmp_path / "d.zarr", SETTINGS, Shard(), "cpu")
+    joined = tmp_path / "joined.zarr"
+    join_stores([store, tmp_path / "d.zarr"], joined)
+    flip_a_record_byte(joined)
+    for work in (
+        lambda: recompute_sample(joined, tiny_data.folder, teacher, 2, 0, "cpu"),
+        lambda: repair_store(joined, tiny_data.folder, teacher, "cpu"),
+    ):
+        with pytest.raises(MismatchError, match=r"train\+dev") as refused:
+            work()
+        assert "joined from" in refused.value.remedy
+    assert len(verify_store(joined).damaged_ids) == 1
 
 
 def test_a_random_model_is_a_model(teacher: Path) -> None:

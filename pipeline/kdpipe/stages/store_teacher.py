@@ -18,9 +18,11 @@ from kdpipe.stages.own_teacher import teacher_targets
 from kdpipe.stages.speaker import DumpSettings, Speaker
 from kdpipe.stages.teacher_dump import Shard, open_speaker, teacher_dump
 from kdpipe.store import StoreHeader, UtteranceTargets, kl_to_stored, open_store
-from kdpipe.store.repair import drop_utterances
+from kdpipe.store.repair import complete_swap, drop_utterances, salvaged_header
 
 __all__ = ["Recomputed", "dump_settings", "recompute_sample", "repair_store"]
+
+JOINED = "Verify or repair each of the stores that it was joined from, then join them again"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def recompute_sample(
     """Run the teacher again on `size` random utterances of a store and compare.
 
     A pseudo-labelled utterance is compared on the label in the store. Raises `MismatchError`
-    where the teacher is not the store's, the store is an average of several, or the data is not
+    where the teacher is not the store's, the store is a merge of several, or the data is not
     what the store was made from.
     """
     opened = open_store(store, allow_partial=True)
@@ -91,10 +93,11 @@ def recompute_sample(
 def repair_store(store: Path, data: Path, teacher: Path, device: str) -> list[str]:
     """Drop the damaged utterances of a store and dump just those again; returns their ids.
 
-    Raises `MismatchError` for another teacher, an average of several or other data,
-    `StoreDamageError` where header or index are beyond use.
+    Goes on with a repair that was broken off. Raises `MismatchError` for another teacher, a merge
+    of several stores or other data, `StoreDamageError` where header or index are beyond use.
     """
-    header = open_store(store, allow_partial=True).header
+    complete_swap(store)
+    header = salvaged_header(store)
     _same_speaker(header, teacher, PreparedData.open(data), device)
     dropped = drop_utterances(store)
     teacher_dump(
@@ -130,6 +133,9 @@ def _same_speaker(
             "the teacher", teacher.name, header.teacher.name,
             "Verify or repair each teacher's own store, then merge them again with --average",
         )  # fmt: skip
+    # A joined store is of several splits, which the data holds one by one.
+    if header.lineage and header.split not in prepared.splits:
+        raise MismatchError("the split", ", ".join(prepared.splits), header.split, JOINED)
     speaker = open_speaker(teacher, prepared, header.split, dump_settings(header), device)
     ours = speaker.header
     pairs = {
@@ -139,9 +145,10 @@ def _same_speaker(
     }
     for what, (here, there) in pairs.items():
         if here != there:
-            raise MismatchError(
-                what, here[:16], there[:16], "Give the teacher and data the store was made from"
-            )
+            remedy = "Give the teacher and data the store was made from"
+            if what == "the manifest" and header.lineage:
+                remedy = JOINED
+            raise MismatchError(what, here[:16], there[:16], remedy)
     return speaker
 
 

@@ -18,10 +18,11 @@ from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths
 from kdpipe.store.opening import image_of_ledger
 from kdpipe.store.paths import backend_of, is_compact, store_state, working_folder
 from kdpipe.store.record import Record
+from kdpipe.store.schema import StoreHeader
 from kdpipe.store.writer import StoreWriter
 from kdpipe.store.zarr_backend import salvage_zarr
 
-__all__ = ["drop_utterances", "record_at"]
+__all__ = ["complete_swap", "drop_utterances", "record_at", "salvaged_header"]
 
 
 def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
@@ -33,12 +34,17 @@ def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
     crash the same call goes on. Raises `StoreDamageError` when header or index are beyond use,
     `BusyOutputError` while a writer is at work.
     """
-    _complete_swap(path)
+    complete_swap(path)
     with _alone(path):
         image, fidelity = _salvage(path)
         dropped = _rebuild(path, image, fidelity, ids)
         _swap(path)
     return dropped
+
+
+def salvaged_header(path: Path) -> StoreHeader:
+    """The header of a store, however damaged, if `drop_utterances` can make something of it."""
+    return _salvage(path)[0].header
 
 
 @contextmanager
@@ -115,8 +121,10 @@ def _swap(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _complete_swap(path: Path) -> None:
-    """Go on with a swap that was interrupted between its two renames."""
+def complete_swap(path: Path) -> bool:
+    """Go on with a swap that was interrupted between its two renames; whether one was."""
     working = working_folder(path)
-    if _old(path).exists() and not working.exists() and _rebuilt(path).exists():
+    interrupted = _old(path).exists() and not working.exists() and _rebuilt(path).exists()
+    if interrupted:
         _rebuilt(path).rename(working)
+    return interrupted

@@ -304,7 +304,8 @@ def salvage_zarr(path: Path) -> StoreImage:
     try:
         store, header, _ = read_root(path)
     except StoreDamageError:
-        copy = _attributes(checked_json((path / "records" / "zarr.json").read_bytes()))
+        repeated = path / "records" / "zarr.json"
+        copy = _attributes(checked_json(repeated.read_bytes() if repeated.is_file() else b""))
         if copy is None:
             raise
         store, header = copy, header_from_json(copy.get("header"), str(path))
