@@ -67,13 +67,14 @@ def test_another_teacher_is_refused(tiny_data: PreparedData, store: Path, tmp_pa
 def test_repair_restores_the_very_same_content(
     tiny_data: PreparedData, teacher: Path, store: Path
 ) -> None:
-    digest = open_store(store).digest
+    before = open_store(store)
     flip_a_record_byte(store)
     damaged = verify_store(store).damaged_ids
     assert len(damaged) == 1
     assert repair_store(store, tiny_data.folder, teacher, "cpu") == list(damaged)
     assert verify_store(store).sound
-    assert open_store(store).digest == digest
+    assert open_store(store).digest == before.digest
+    assert open_store(store).header.fidelity == before.header.fidelity
 
 
 def cut_the_shard(store: Path) -> None:

@@ -58,7 +58,7 @@ def _finish(path: Path, working: Path, expected: set[str]) -> None:
     if expected and expected - {name.decode() for name in ledger.ids}:
         raise StoreIncompleteError(path, len(set(ledger.ids)))
     header, shard_bytes = read_working_header(working)
-    header = replace(header, fidelity=_fidelity(ledger) or header.fidelity)
+    header = replace(header, fidelity=_wider(header.fidelity, _fidelity(ledger)))
     rows = ledger_rows(ledger)
     ledger.rows.clear()
     index, order = build_index(ledger.ids, rows)
@@ -87,3 +87,9 @@ def _fidelity(ledger: Ledger) -> Fidelity | None:
     sums = np.asarray([ledger.fidelity[key] for key in sorted(ledger.fidelity)])
     frame_kl, frames, token_kl, tokens = sums.sum(axis=0).tolist()
     return Fidelity(frame_kl / max(frames, 1), token_kl / max(tokens, 1), len(sums))
+
+
+def _wider(before: Fidelity | None, now: Fidelity | None) -> Fidelity | None:
+    """What was measured on more utterances: a repair measures only those it dumped again."""
+    found = [fidelity for fidelity in (now, before) if fidelity is not None]
+    return max(found, key=lambda fidelity: fidelity.utterances, default=None)
