@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import google_crc32c
@@ -296,6 +297,70 @@ def test_headers_that_lie(store: Path, change: Callable[[dict[str, object]], Non
     rewrite_root(store, change)
     with pytest.raises((StoreFormatError, StoreDamageError)):
         open_store(store)
+
+
+def nested(depth: int) -> dict[str, object]:
+    return {"": nested(depth - 1)} if depth else {}
+
+
+def rewrite_user_block(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """`rewrite_root` of an HDF5 store."""
+    content = path.read_bytes()
+    block = int(content[13:21])
+    store = json.loads(content[22:block])
+    store["checksum"] = "00000000"
+    change(store)
+    text = sealed_json(json.dumps(store).replace(": {", ":{").encode())
+    path.write_bytes(content[:22] + text.ljust(block - 23) + b"\n" + content[block:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store: store["header"].update(min_prob=10**400),
+        lambda store: store["header"].update(decode=nested(400)),
+        lambda store: store["header"].update(split="\ud800"),
+        lambda store: store["header"].update({"\udfff": 1}),
+        lambda store: store["header"]["decode"].update({"\ud800": 1}),
+        lambda store: store.update(bytes=float("inf"), utterances=float("inf")),
+        lambda store: (
+            store.get("datasets", {}).update(ids=[float("inf"), 0, 0])
+            or store.get("files", {}).update(ids=[float("inf"), 0])
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5"])
+def test_headers_beyond_reason_are_named_errors(
+    stores: Path, tmp_path: Path, name: str, change: Callable[[dict[str, object]], None]
+) -> None:
+    path = copy_of(stores / name, tmp_path)
+    (rewrite_root if name == "s.zarr" else rewrite_user_block)(path, change)
+    for work in (open_store, verify_store, lambda path: convert_store(path, tmp_path / "c.zarr")):
+        with pytest.raises(StoreFormatError):
+            work(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["ids/c/0\0", "table/\ud800", "records/c/\u00b2", "records/c/" + 5000 * "1"]
+)
+def test_file_names_beyond_reason_are_named_errors(store: Path, name: str) -> None:
+    rewrite_root(store, lambda content: content["files"].update({name: [1, 1]}))  # type: ignore[attr-defined]
+    with suppress(StoreFormatError):
+        assert not verify_store(store).sound
+    with suppress(StoreFormatError):
+        open_store(store)
+
+
+def test_a_journal_beyond_reason_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    write_targets(path, HEADER, range(3))
+    journal = path / "journal/000000.jsonl"
+    first, line = journal.read_bytes().splitlines()
+    content = json.loads(line[9:])
+    content["end"] = float("inf")
+    text = json.dumps(content).encode()
+    journal.write_bytes(b"%s\n%08x %s\n" % (first, google_crc32c.value(text), text))
+    assert verify_store(path).findings[0].part == "journal/000000.jsonl line 2"
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def parse_user_block(
         fits = set(extents) == set(DATASETS) and is_digest(store["digest"])
         fits = fits and _disjoint(extents, block, int(store["bytes"]))
         fits = fits and isinstance(store["structure_crc32c"], int)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise StoreFormatError(where, f"user block: {error!r}", "Copy the store again") from error
     if not fits:
         raise StoreFormatError(where, "user block lists no store's data", "Copy the store again")
@@ -274,7 +274,7 @@ def salvage_hdf5(path: Path) -> StoreImage:
                     name: (file[name].id.get_offset() or 0, file[name].id.get_storage_size())
                     for name in DATASETS
                 }
-        except (OSError, KeyError, RuntimeError):
+        except (OSError, KeyError, RuntimeError, ValueError):
             raise damage from None
         if store is None:
             raise

@@ -289,7 +289,7 @@ def _enter(ledger: Ledger, number: int, line: dict[str, Any]) -> bool:
         ids = [utterance.encode() for utterance in line["ids"]]
         fidelity = {str(key): [float(n) for n in sums] for key, sums in line["fidelity"].items()}
         shard = (int(line["end"]), int(line["crc32c"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return False
     if not len(ids) == len(rows) == len(digests) or any(len(s) != 4 for s in fidelity.values()):
         return False

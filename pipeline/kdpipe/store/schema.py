@@ -84,6 +84,9 @@ FREE_FIELDS = (
 )
 """Fields that the header's part of the content digest does not cover."""
 
+MAX_DEPTH = 64
+"""Of nesting in a header; averaging averages adds a level to `decode` each time."""
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -242,13 +245,26 @@ def header_from_json(content: object, where: str) -> StoreHeader:
             where, f"format {version} is newer than {FORMAT_VERSION}", "Upgrade kdpipe to read it"
         )
     try:
+        _require_plain(content)
         header = _from_json(StoreHeader, content, "header")
         _check_ranges(header)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise StoreFormatError(
             where, f"no valid store header: {error}", "Copy or dump the store again"
         ) from error
     return header
+
+
+def _require_plain(content: object, room: int = MAX_DEPTH) -> None:
+    """Refuse what cannot be written again: nesting without end, half surrogate pairs."""
+    if isinstance(content, str):
+        content.encode()
+    if not isinstance(content, dict | list):
+        return
+    if not room:
+        raise ValueError("nested too deep")
+    for value in (*content, *content.values()) if isinstance(content, dict) else content:
+        _require_plain(value, room - 1)
 
 
 def _check_ranges(header: StoreHeader) -> None:

@@ -279,14 +279,27 @@ def parse_root(text: bytes, where: str, ours: bool) -> tuple[dict[str, Any], Sto
     try:
         files = {str(name): (int(size), int(crc)) for name, (size, crc) in store["files"].items()}
         fits = int(store["shard_bytes"]) > 0 and all(size >= 0 for size, _ in files.values())
-        fits = fits and not any(".." in name.split("/") or name[:1] == "/" for name in files)
+        fits = fits and all(map(_is_plain, files))
         fits = fits and is_digest(store["digest"]) and int(store["utterances"]) >= 0
         fits = fits and store["profile"] in ("mapped", "compact")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise StoreFormatError(where, f"zarr.json: {error!r}", "Copy the store again") from error
     if not fits:
         raise StoreFormatError(where, "zarr.json lists no store's files", "Copy the store again")
     return store, header, files
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a store may hold a file of that name: inside it, in letters any system takes."""
+    inside = name[:1] != "/" and ".." not in name.split("/")
+    return inside and name.isascii() and name.isprintable()
+
+
+def _shard_number(name: str) -> int | None:
+    """The number of the shard of `records` that a file is; None for another file."""
+    folder, _, digits = name.rpartition("/")
+    counted = digits.isascii() and digits.isdecimal() and len(digits) < 20
+    return int(digits) if folder == "records/c" and counted else None
 
 
 def _attributes(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -313,9 +326,11 @@ def salvage_zarr(path: Path) -> StoreImage:
         index = index_from_bytes(path, *(map_file(path / name) for name in INDEX_FILES))
     except StoreFormatError as error:
         raise StoreDamageError(path, "table", "is beyond repair") from error
-    shards = [entry for entry in (path / "records" / "c").iterdir() if entry.name.isdecimal()]
-    records = {int(entry.name): map_file(entry) for entry in shards}
-    stride = int(store["shard_bytes"])
+    numbered = {_shard_number(f"records/c/{p.name}"): p for p in path.glob("records/c/*")}
+    records = {n: map_file(shard) for n, shard in numbered.items() if n is not None}
+    stride = store.get("shard_bytes")
+    if not isinstance(stride, int) or stride <= 0:
+        raise StoreDamageError(path, "records/zarr.json", f"shards of {stride!r:.40} bytes")
     return StoreImage(path, "zarr", header, None, index, records, stride, 0)
 
 
@@ -326,9 +341,9 @@ def open_zarr(path: Path) -> StoreImage:
         raise StoreFormatError(path, "is not mapped", "Convert it to the mapped profile")
     index = index_from_bytes(path, *(map_file(path / name, files[name][0]) for name in INDEX_FILES))
     records = {
-        int(name.removeprefix("records/c/")): map_file(path / name, size)
+        number: map_file(path / name, size)
         for name, (size, _) in files.items()
-        if name.removeprefix("records/c/").isdigit()
+        if (number := _shard_number(name)) is not None
     }
     return StoreImage(
         path,
