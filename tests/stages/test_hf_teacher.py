@@ -118,6 +118,14 @@ def test_a_pickle_that_would_run_code_is_refused(folder: Path, tmp_path: Path) -
         import_hf(copy, tmp_path / "u", "en")
 
 
+def test_damaged_pickled_weights_are_named(folder: Path, tmp_path: Path) -> None:
+    copy = _copy(folder, tmp_path / "damaged")
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x02X\x01\x00\x00\x00\xff.")
+    with pytest.raises(ModelFormatError, match="it is damaged"):
+        import_hf(copy, tmp_path / "t", "en")
+
+
 def test_code_in_the_folder_is_neither_copied_nor_run(folder: Path, tmp_path: Path) -> None:
     copy = _copy(folder, tmp_path / "code")
     (copy / "evil.py").write_text("raise SystemExit('ran')\n")

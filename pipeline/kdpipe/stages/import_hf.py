@@ -8,7 +8,6 @@ fetched. Weights are safetensors, or a single pytorch_model.bin, which is read a
 from __future__ import annotations
 
 import fnmatch
-import pickle
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from torch import Tensor
 from kdpipe.config import to_table
 from kdpipe.errors import InputNotFoundError, ModelFormatError
 from kdpipe.files import atomic_write_bytes, atomic_write_text, read_json, sha256_file
+from kdpipe.models.foreign.files import read_pickled
 from kdpipe.models.foreign.hf import HfRecogniser, hf_architectures, load_hf
 from kdpipe.progress import progress
 from kdpipe.stages.claim import claimed, mark_complete
@@ -134,8 +134,8 @@ def _copy(sources: Mapping[str, Path], folder: Path) -> None:
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled state dict; anything else in it is refused, never run."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        state = read_pickled(path)
+    except ValueError as error:
         raise ModelFormatError(
             path, "not plain weights: it is damaged, or would run code when read",
             "Save the model again with save_pretrained, as safetensors",

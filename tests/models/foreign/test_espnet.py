@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from kdpipe.errors import ConfigError, InputNotFoundError, KdpipeError, ModelFormatError
 from kdpipe.features.cmvn import Cmvn
@@ -223,6 +224,15 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     more = {**weights_of(config), "joint_network.lin.weight": torch.zeros(1)}
     folder = experiment(tmp_path / "e", config, **{"valid.acc.ave.pth": saved(more)})
     with pytest.raises(ModelFormatError, match="joint_network"):
+        read_espnet(folder)
+
+
+@pytest.mark.parametrize("part", ["encoder_conf", "decoder_conf"])
+def test_sizes_that_the_weights_cannot_fill_are_never_built(part: str, tmp_path: Path) -> None:
+    folder = experiment(tmp_path / "e", base_config())
+    config = base_config(**{part: {"num_blocks": 10**9}})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(ModelFormatError, match="does not fit its config"):
         read_espnet(folder)
 
 

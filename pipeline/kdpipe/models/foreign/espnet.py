@@ -14,6 +14,7 @@ from torch import Tensor
 from kdpipe.errors import ModelFormatError
 from kdpipe.features.cmvn import AnyCmvn, Cmvn, UtteranceCmvn
 from kdpipe.features.kinds import Filterbank
+from kdpipe.models.bound import least_parameters
 from kdpipe.models.foreign.espnet_config import EspnetSettings, read_settings
 from kdpipe.models.foreign.espnet_files import choose_files, read_beside
 from kdpipe.models.foreign.files import (
@@ -151,11 +152,17 @@ def _build(settings: EspnetSettings, weights: Mapping[str, Tensor], where: str) 
         if name.split(".")[0] not in OURS + PASSED_OVER:
             raise ModelFormatError(where, f"has the part {name}", "Such models are not supported")
     state = {name: tensor for name, tensor in weights.items() if name.split(".")[0] in OURS}
+    # Before it is built: a config could ask for any amount of memory and time.
+    if least_parameters(settings.model) > sum(tensor.numel() for tensor in state.values()):
+        raise _misfit(where, "too few weights")
     model = RecognitionModel(settings.model)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        problem = f"does not fit its config ({reason})"
-        raise ModelFormatError(where, problem, "Take config and weights of one model") from error
+        raise _misfit(where, " ".join(str(error).split())[:300]) from error
     return model.eval()
+
+
+def _misfit(where: str, reason: str) -> ModelFormatError:
+    problem = f"does not fit its config ({reason})"
+    return ModelFormatError(where, problem, "Take config and weights of one model")
