@@ -388,7 +388,7 @@ STORES = [
         "store copy {cut_store} {out}.zarr",
         "{cut_store}",
         "store verify",
-        keeps=(".out.zarr.copying",),
+        keeps=(".out.copying.zarr",),
     ),
     case("copy from unknown", "store copy nosuch://a/b.zarr {out}.zarr", "nosuch", "Check address"),
     case("copy to unknown", "store copy {store} nosuch://a/b.zarr", "nosuch", "Check address"),
