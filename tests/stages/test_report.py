@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import pytest
 
 from kdpipe.errors import DataError, InputNotFoundError
@@ -13,6 +14,7 @@ from kdpipe.files import read_jsonl, write_jsonl
 from kdpipe.stages.report import gather, write_report
 from kdpipe.stages.report_posteriors import PosteriorSettings
 from kdpipe.stages.report_runs import find_runs, run_kind
+from kdpipe.store.convert import convert_store
 from kdpipe_cli.main import run
 
 SETTINGS = PosteriorSettings(pictures=2, sample=8, device="cpu")
@@ -142,6 +144,28 @@ def test_a_damaged_run_leaves_the_last_report(report_runs: Path, tmp_path: Path)
         write_report([broken], out, (), SETTINGS)
     assert out.read_text() == "the last one"
     assert sorted(tmp_path.iterdir()) == [broken, out]
+
+
+def test_a_score_without_hypotheses_is_named(report_runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(report_runs / "decode" / "student-test", tmp_path / "decode")
+    (tmp_path / "decode" / "hyp.jsonl").unlink()
+    with pytest.raises(InputNotFoundError, match=r"hyp\.jsonl: no hypotheses"):
+        gather([tmp_path], (), SETTINGS)
+
+
+def test_arrays_that_are_no_stores_are_passed_over(report_runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(report_runs / "train.zarr", tmp_path / "train.zarr")
+    convert_store(tmp_path / "train.zarr", tmp_path / "train.h5")
+    convert_store(tmp_path / "train.zarr", tmp_path / "small.zarr", compact=True)
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["features"] = [1.0]
+    (tmp_path / "empty.hdf5").touch()
+    (tmp_path / "other.zarr").mkdir()
+    (tmp_path / "other.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    names = [store.name for store in gather([tmp_path], (), SETTINGS).stores]
+    assert names == ["small.zarr", "train.h5", "train.zarr"]
+    with pytest.raises(InputNotFoundError, match="no run"):
+        find_runs([tmp_path / "features.h5"])
 
 
 def test_a_training_that_still_runs_is_shown(tmp_path: Path) -> None:

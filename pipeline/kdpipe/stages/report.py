@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdpipe.checkpoint import ModelCard, read_card, weights_digest
-from kdpipe.errors import DataError
+from kdpipe.errors import DataError, InputNotFoundError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import atomic_write_text, read_json, read_jsonl
 from kdpipe.models.recognition import RecognitionModel, count_parameters
@@ -217,11 +217,7 @@ def _decode(
     run: FoundRun, model: str, report: ScoreReport, settings: Json, texts: Mapping[str, str]
 ) -> DecodeRun:
     search = dict(settings.get("search", {}))
-    lines = list(read_jsonl(run.path / "hyp.jsonl"))
-    try:
-        heard = {str(line["id"]): str(line["text"]) for line in lines}
-    except KeyError as error:
-        raise DataError(str(run.path / "hyp.jsonl"), f"no {error}", "Decode again") from error
+    heard = _hypotheses(run.path)
     pairs = {name: (text, heard[name]) for name, text in texts.items() if name in heard}
     # Without references, what was recognised tells whether the script has words.
     written = [text for text, _ in pairs.values()] or list(heard.values())
@@ -235,6 +231,17 @@ def _decode(
         spaces=False,
     )
     return DecodeRun(run.name, model, report, search, unit, errors, pairs)
+
+
+def _hypotheses(path: Path) -> dict[str, str]:
+    """Id to text of a decode output."""
+    file = path / "hyp.jsonl"
+    if not file.is_file():
+        raise InputNotFoundError(file, "hypotheses", "Restore the file, or decode again")
+    try:
+        return {str(line["id"]): str(line["text"]) for line in read_jsonl(file)}
+    except KeyError as error:
+        raise DataError(str(file), f"no {error}", "Decode again") from error
 
 
 def _store(run: FoundRun) -> StoreRun:

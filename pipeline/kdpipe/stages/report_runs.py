@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from kdpipe.errors import InputNotFoundError
+from kdpipe.store.hdf5_backend import MAGIC
+from kdpipe.store.zarr_backend import MAX_METADATA
 
 __all__ = ["FoundRun", "RunKind", "find_runs", "run_kind"]
 
@@ -24,6 +26,8 @@ LOG = "train.jsonl"
 RECORD_TYPES = ("step", "epoch")
 LONGEST_RECORD = 1 << 16
 """Bytes of a file's first line that are read to tell a training log from a manifest."""
+STORE_MARK = b'"kdpipe_store"'
+"""The attribute of a Zarr group that makes it a store."""
 STORE_SUFFIXES = (".zarr", ".h5", ".hdf5")
 DEPTH = 4
 """Levels of folders below a RUN that are searched."""
@@ -65,10 +69,20 @@ def _is_training_log(path: Path) -> bool:
 
 
 def _holds_store(path: Path) -> bool:
-    """A finished store, or the working files of one that is still being written."""
-    if path.suffix == ".zarr":
-        return (path / "zarr.json").is_file() or (path / "journal").is_dir()
-    return path.is_file()
+    """A finished store, or the working files of one that is still being written.
+
+    By its mark alone, so that a damaged store is still one: others' arrays have these suffixes too.
+    """
+    if path.suffix != ".zarr":
+        return path.is_file() and _begins(path, len(MAGIC)) == MAGIC
+    root = path / "zarr.json"
+    marked = root.is_file() and STORE_MARK in _begins(root, MAX_METADATA)
+    return marked or (path / "journal").is_dir()
+
+
+def _begins(path: Path, size: int) -> bytes:
+    with path.open("rb") as handle:
+        return handle.read(size)
 
 
 def find_runs(paths: Sequence[Path]) -> list[FoundRun]:
