@@ -25,7 +25,15 @@ from kdpipe.errors import StoreFormatError
 from kdpipe.store.blocks import Block, row_groups
 from kdpipe.store.image import map_file
 from kdpipe.store.index import Index, cut_ids, hashes_of, ids_between, lookup_of
-from kdpipe.store.layout import COLUMN, COLUMNS, SECTIONS, SHARD_BYTES, Widths, section_sizes
+from kdpipe.store.layout import (
+    COLUMN,
+    COLUMNS,
+    SECTIONS,
+    SHARD_BYTES,
+    Widths,
+    record_sizes,
+    section_sizes,
+)
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import (
     Files,
@@ -45,8 +53,14 @@ PLANE_BYTES = 1 << 20
 LEVEL = 19
 """Of zstd: slow to write, as quick to read as any."""
 
-MAX_RATIO = 40_000
-"""No zstd frame holds more than this many times its own size (a block of 128 KiB in 4 bytes)."""
+MAX_RATIOS = {"table": 100, "ids": 1000}
+"""How far an array of the index can be compressed: 4 of the 48 bytes of a row are a checksum."""
+
+MAX_RECORD = 1 << 28
+"""Bytes of a record; a shard of the mapped profile, which holds it whole, is smaller."""
+
+MAX_RATIO, SLACK_BYTES = 1000, 1 << 24
+"""Records of more than this many times the bytes of all streams, and some, are a bomb."""
 
 ID_SECTIONS = ("frame_ids", "token_ids", "reference", "middles")
 
@@ -107,8 +121,14 @@ def write_compact(
     blocks: Iterable[Block],
     level: int = LEVEL,
 ) -> None:
-    """Write the `blocks` of a store into an empty folder as compressed streams."""
+    """Write the `blocks` of a store into an empty folder as compressed streams.
+
+    Raises `StoreFormatError` for a record that could not be read again.
+    """
     widths = Widths.of(header)
+    if int(record_sizes(index.table, widths).max(initial=0)) > MAX_RECORD:
+        problem = f"has a record of more than {MAX_RECORD} bytes"
+        raise StoreFormatError(folder, problem, "Keep it in the mapped profile")
     shapes = stream_shapes(header)
     files: Files = {}
     with ExitStack() as open_files:
@@ -217,8 +237,7 @@ def open_compact(path: Path) -> CompactImage:
         rows = table.view("<u4").reshape(count, len(COLUMNS))
         ends = rows[:, COLUMN["id_end"]].tolist()
         ids = _plain(path, "ids/c/0", files, ends[-1] if ends else 0)
-        if _lies(rows, Widths.of(header)):
-            raise ValueError("lengths that contradict each other")
+        _require_possible(rows, Widths.of(header))
     except (KeyError, ValueError, RuntimeError) as error:
         raise StoreFormatError(path, f"its index: {error}", "Copy the store again") from error
     streams = {
@@ -231,18 +250,21 @@ def open_compact(path: Path) -> CompactImage:
     return CompactImage(path, header, store["digest"], index, streams, total)
 
 
-def _lies(table: NDArray[np.uint32], widths: Widths) -> bool:
-    return any(
-        bool((section_sizes(rows, widths) < 0).any()) for _, rows in row_groups(table, widths)
-    )
+def _require_possible(table: NDArray[np.uint32], widths: Widths) -> None:
+    for _, rows in row_groups(table, widths):
+        sizes = section_sizes(rows, widths)
+        if bool((sizes < 0).any()):
+            raise ValueError("lengths that contradict each other")
+        if int(sizes.sum(axis=1).max()) > MAX_RECORD:
+            raise ValueError(f"a record of more than {MAX_RECORD} bytes")
 
 
 def _plain(path: Path, name: str, files: Files, size: int) -> NDArray[np.uint8]:
-    """Decompress a whole array; the claimed size must not be beyond what zstd can reach."""
+    """Decompress a whole array; the claimed size must not be beyond what it can come from."""
     if not size:
         return np.zeros(0, np.uint8)
     compressed = map_file(path / name, files[name][0])
-    if size > len(compressed) * MAX_RATIO:
+    if size > len(compressed) * MAX_RATIOS[name.partition("/")[0]]:
         raise ValueError(f"{name} claims {size} bytes")
     return _unpack(compressed, size)
 
@@ -282,6 +304,9 @@ def _stream_readers(image: CompactImage, widths: Widths) -> list[_StreamReader]:
     totals = np.zeros(len(SECTIONS), np.int64)
     for _, rows in row_groups(image.index.table, widths):
         totals += section_sizes(rows, widths).sum(axis=0)
+    claimed, held = int(totals.sum()), sum(map(len, image.streams.values()))
+    if claimed > MAX_RATIO * held + SLACK_BYTES:
+        raise ValueError(f"records claim {claimed} bytes of {held}")
     nothing = np.zeros(0, np.uint8)
     return [
         _StreamReader(image.streams.get(name, nothing), shapes[name], total)
@@ -304,17 +329,27 @@ class _StreamReader:
             raise ValueError(f"{total} bytes are claimed of a stream of {len(file)}")
         entries = file[len(file) - size : len(file) - 4] if chunks else file[:0]
         self.entries = entries.copy().view("<u8").reshape(shape.planes, chunks, 2)
+        if not _disjoint(self.entries.reshape(-1, 2), len(file) - size):
+            raise ValueError("chunks that overlap")
 
     def pieces(self, ends: list[int]) -> list[bytes]:
         """The next items, cut at `ends`."""
         total = ends[-1] if ends else 0
-        while len(self.buffer) - self.position < total:
-            self.buffer = self.buffer[self.position :] + self._next()
-            self.position = 0
+        if len(self.buffer) - self.position < total:
+            self._fill(total)
         start = self.position
         self.position += total
         bounds = [start, *(start + end for end in ends)]
         return [self.buffer[a:b] for a, b in itertools.pairwise(bounds)]
+
+    def _fill(self, size: int) -> None:
+        """Have at least `size` bytes in the buffer."""
+        held = [self.buffer[self.position :]]
+        missing = size - len(held[0])
+        while missing > 0:
+            held.append(self._next())
+            missing -= len(held[-1])
+        self.buffer, self.position = b"".join(held), 0
 
     def _next(self) -> bytes:
         if self.chunk >= self.entries.shape[1]:
@@ -326,3 +361,11 @@ class _StreamReader:
         self.chunk += 1
         stacked = np.stack(planes).reshape(self.shape.planes, -1, self.shape.kind.itemsize)
         return stacked.transpose(1, 0, 2).tobytes()
+
+
+def _disjoint(extents: NDArray[np.uint64], limit: int) -> bool:
+    """Whether extents (offset and size) lie below `limit` and none on another."""
+    if bool((extents > max(limit, 0)).any()):
+        return False
+    starts, sizes = extents[np.argsort(extents[:, 0], kind="stable")].astype(np.int64).T
+    return bool((starts + sizes <= np.append(starts[1:], limit)).all())

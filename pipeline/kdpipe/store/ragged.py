@@ -30,6 +30,9 @@ __all__ = [
     "utterance_targets",
 ]
 
+MAX_TOKENS = 1 << 24
+"""Of all hypotheses of a batch: 22 bytes can stand for 65535 tokens."""
+
 
 @dataclass(frozen=True)
 class RaggedRows:
@@ -234,6 +237,8 @@ def _decode_nbest(
     cut: SectionCutter, lengths: NDArray[np.int64], widths: Widths, header: StoreHeader
 ) -> RaggedNbest:
     """Copy every hypothesis together from its own tokens and the ends of its utterance's first."""
+    most = int(lengths[:, COLUMN["hypotheses"]].max(initial=0))
+    _require(most <= header.nbest, f"more hypotheses than the {header.nbest} of the header")
     offsets = _offsets(lengths[:, COLUMN["hypotheses"]])
     spans = cut.section("spans", np.dtype("<u2")).reshape(-1, 3).astype(np.int64)
     middles = cut.section("middles", widths.id)
@@ -251,6 +256,7 @@ def _decode_nbest(
     pieces = np.stack((prefix, own, suffix), 1).ravel()
     ends = np.cumsum(pieces)
     total = int(ends[-1]) if len(ends) else 0
+    _require(total <= MAX_TOKENS, f"hypotheses of {total} tokens")
     source = np.repeat(starts.ravel() - (ends - pieces), pieces) + np.arange(total)
     return RaggedNbest(offsets, _offsets(borrowed + own), middles[source].astype(np.int32), scores)
 
