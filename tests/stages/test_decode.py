@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from kdpipe.corpus.manifest import read_manifest
 from kdpipe.errors import DataError
-from kdpipe.features.audio import Channel
+from kdpipe.features.audio import Channel, read_audio
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_json, read_jsonl
 from kdpipe.models import subsampled_lengths
@@ -117,6 +119,38 @@ def test_audio_files_too_long_for_the_search_are_listed(
     score = read_json(tmp_path / "out" / "score.json")
     assert isinstance(score, dict)
     assert score["audio_seconds"] == pytest.approx((least - 1) / 16_000)
+
+
+def test_no_more_audio_is_held_than_a_batch(
+    tiny_data: PreparedData, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+
+    def reading(path: Path, channel: Channel) -> torch.Tensor:
+        held.append(sum(waveform() is not None for waveform in read))
+        waveform = read_audio(path, channel=channel)
+        read.append(weakref.ref(waveform))
+        return waveform
+
+    monkeypatch.setattr("kdpipe.stages.decode.read_audio", reading)
+    chosen = sorted(tiny_data.split("test").utterances, key=lambda u: u.num_frames)
+    limit_frames(monkeypatch, subsampled_lengths(chosen[2].num_frames))
+    files = [u.audio for u in chosen]
+    report = decode_audio(student, files, tmp_path / "out", SEARCH, Runtime("cpu", batch_size=2))
+    assert (report.utterances, report.skipped) == (3, 3)
+    # The first that was refused is kept with its error.
+    assert max(held) <= 2
+    found = [str(line["id"]) for line in read_jsonl(tmp_path / "out" / "hyp.jsonl")]
+    assert found == [path.stem for path in files[:3]]
+
+
+def test_two_files_of_one_stem_are_refused(student: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("b.wav", "a.wav", "a.flac", "b.flac", "c.wav")]
+    for path in files:
+        path.touch()
+    with pytest.raises(DataError, match=r"^a: the id of two audio files"):
+        decode_audio(student, files, tmp_path / "out", GREEDY, CPU)
 
 
 def test_nothing_but_utterances_too_long_is_an_error_that_names_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,8 +100,8 @@ def decode_audio(
     for path in files:
         if not path.is_file():
             raise InputNotFoundError(path, "audio file", "Check the path")
-    ids = [path.stem for path in files]
-    doubles = sorted({i for i in ids if ids.count(i) > 1})
+    counts = Counter(path.stem for path in files)
+    doubles = sorted(identifier for identifier, count in counts.items() if count > 1)
     if doubles:
         raise DataError(doubles[0], "the id of two audio files", "Rename one or decode it apart")
     bundle = load_model(model, pick_device(runtime.device))
@@ -206,27 +207,31 @@ def _decode_files(
     settings: SearchSettings,
     runtime: Runtime,
 ) -> None:
-    """Read every file first, so that those of no use are known before decoding starts."""
-    waveforms, durations, rejected = [], [], []
-    problems: list[KdpipeError] = []
+    """Read every file first, so that those of no use are known before decoding starts.
+
+    Each is read again for its batch: hours of speech are gigabytes.
+    """
+    readable, durations, rejected = [], [], []
+    problem: KdpipeError | None = None
     for path in files:
         try:
-            waveform = _read_samples(path, bundle, settings)
+            samples = len(_read_samples(path, bundle, settings))
         except KdpipeError as error:
-            problems.append(error)
+            problem = problem or error  # Of one alone: an error holds on to what was read.
             rejected.append(_rejection(path.stem, path, error))
             continue
-        waveforms.append(waveform)
-        durations.append({"id": path.stem, "duration": len(waveform) / 16_000})
-    if not waveforms:
-        raise problems[0]
+        readable.append(path)
+        durations.append({"id": path.stem, "duration": samples / 16_000})
+    if problem and not readable:
+        raise problem
     write_jsonl(out / REJECTED, rejected)
     write_jsonl(out / "durations.jsonl", durations)
 
     def batches(indices: list[int]) -> Batch:
-        return waveform_batch(bundle, [waveforms[i] for i in indices])
+        chosen = [_read_samples(readable[i], bundle, settings) for i in indices]
+        return waveform_batch(bundle, chosen)
 
-    _decode_all(out, [str(d["id"]) for d in durations], batches, bundle, settings, runtime)
+    _decode_all(out, [path.stem for path in readable], batches, bundle, settings, runtime)
 
 
 def _read_samples(path: Path, bundle: ModelBundle, settings: SearchSettings) -> torch.Tensor:
