@@ -38,7 +38,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def _below(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
-    context = click.Context(group, info_name=path)
+    context = click.Context(group, info_name=path, **cli.context_settings)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
@@ -51,14 +51,14 @@ def _common(found: Iterable[click.Command]) -> str:
     """The options of `COMMON`, each as the first command that has it describes it."""
     rows: dict[str, str] = {}
     for command in found:
-        context = click.Context(command)
+        context = click.Context(command, **cli.context_settings)
         for parameter in command.get_params(context):
             rows.setdefault(_long_name(parameter), _row(parameter, context))
     return _table([rows[name] for name in COMMON if name in rows])
 
 
 def _section(path: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=path)
+    context = click.Context(command, info_name=path, **cli.context_settings)
     depth = "#" * path.count(" ")
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     return "\n".join(

@@ -64,6 +64,8 @@ def rate(
 ) -> float:
     """Errors of all seeds on the utterances `ids` over their reference units."""
     errors = total = 0
+    if not found.models(row):
+        raise SystemExit(f"{arguments.out}: no complete decodes of {row}; `run` its row first")
     for model in found.models(row):
         each = found.errors(model.name, arguments.split, search or found.search, arguments.unit)
         chosen = [place for place, name in enumerate(each.ids) if name in ids]
