@@ -49,6 +49,8 @@ def test_size_by_name_takes_changes() -> None:
         ("kernel", 30),
         ("dropout", 1.0),
         ("feature_dim", 6),
+        ("encoder_layers", 10**9),
+        ("decoder_layers", 1001),
         ("decoder_heads", 3),
         ("decoder_inner", -1),
     ],

@@ -57,6 +57,9 @@ class ModelConfig:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise _error(self, name, "must be 1 or more")
+        for name in ("encoder_layers", "decoder_layers"):
+            if getattr(self, name) > MOST_LAYERS:
+                raise _error(self, name, f"must be {MOST_LAYERS} or less")
         for name in ("dropout", "positional_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise _error(self, name, "must be in [0, 1)")
@@ -74,6 +77,8 @@ _CHOICES = {
     "positions": get_args(Positions),
     "activation": get_args(Activation),
 }
+# A model file may claim anything: this bounds the time to build what it claims.
+MOST_LAYERS = 1000
 _POSITIVE = ("dim", "heads", "inner", "encoder_layers", "decoder_layers", "kernel")
 
 
