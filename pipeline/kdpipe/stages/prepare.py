@@ -83,7 +83,7 @@ def _check_shift(milliseconds: float, like: Path | None) -> None:
             "Leave --frame-shift out, or --like",
         )  # fmt: skip
     try:
-        KaldiFilterbank(milliseconds / 1000)
+        _kaldi(milliseconds)
     except ConfigError:
         raise ConfigError(
             "prepare", "frame_shift_ms", milliseconds, "not whole samples of 16 kHz from 2.5 to 20",
@@ -156,9 +156,7 @@ def _claim(
 
 def _claimed_shift(milliseconds: float | None) -> float | None:
     """None for the usual shift too: folders from before the option say nothing of it."""
-    if milliseconds is None or KaldiFilterbank(milliseconds / 1000) == KaldiFilterbank():
-        return None
-    return milliseconds
+    return None if _kaldi(milliseconds) == KaldiFilterbank() else milliseconds
 
 
 def _taken_digests(like: Path) -> dict[str, str]:
@@ -177,9 +175,11 @@ def _filterbank_of(settings: PrepareSettings) -> Filterbank:
     """What the settings say; Kaldi's every 10 ms where they say nothing."""
     if settings.like is not None:
         return _filterbank_like(settings.like)
-    if settings.frame_shift_ms is not None:
-        return KaldiFilterbank(settings.frame_shift_ms / 1000)
-    return KaldiFilterbank()
+    return _kaldi(settings.frame_shift_ms)
+
+
+def _kaldi(milliseconds: float | None) -> KaldiFilterbank:
+    return KaldiFilterbank() if milliseconds is None else KaldiFilterbank(milliseconds / 1000)
 
 
 def _filterbank_like(like: Path) -> Filterbank:
