@@ -21,8 +21,10 @@ from kdpipe_cli.output import answer, say
 
 __all__ = ["command"]
 
-SEARCH = ("beam", "ctc_weight", "tokens_per_iteration", "mask_threshold", "ctc_rescoring")
-"""Settings of a search that greedy CTC does not have."""
+AR = ("ctc_weight",)
+MASK_CTC = ("tokens_per_iteration", "mask_threshold", "ctc_rescoring")
+IDLE = {"ctc": ("beam", *AR, *MASK_CTC), "ar": MASK_CTC, "mask-ctc": AR}
+"""The settings that each search does not have. Of `auto`, the model decides: it takes all."""
 
 
 @click.command("decode")
@@ -91,8 +93,8 @@ def command(
         raise click.UsageError("Give either --data or audio files.")
     if audio:
         refuse_given("does nothing with audio files", "split")
-    if search["mode"] == "ctc":
-        refuse_given("does nothing with --mode ctc", *SEARCH)
+    mode = search["mode"]
+    refuse_given(f"does nothing with --mode {mode}", *IDLE.get(mode, ()))
     import torch
 
     from kdpipe.scoring import format_table

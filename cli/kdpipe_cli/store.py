@@ -102,6 +102,8 @@ def verify(
         raise click.UsageError("--recompute and --repair need --teacher and --data.")
     if not (recompute or repair):
         refuse_given("does nothing without --recompute or --repair", "teacher", "data")
+    if not recompute:
+        refuse_given("does nothing without --recompute", "threshold")
     resumed = repair and _resumed(store)
     content = _check(store)
     if source and repair and (resumed or not content["sound"]):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdpipe.checkpoint import load_model
-from kdpipe.errors import MismatchError
+from kdpipe.errors import MismatchError, StoreFormatError
 from kdpipe.features.prepared import PreparedData
-from kdpipe.stages.store_teacher import recompute_sample, repair_store
+from kdpipe.stages.store_teacher import dump_settings, recompute_sample, repair_store
 from kdpipe.stages.teacher_dump import DumpSettings, Shard, teacher_dump
 from kdpipe.store import open_store
 from kdpipe.store.check import verify_store
@@ -56,6 +57,30 @@ def test_the_teacher_agrees_with_its_store(
     header = open_store(store).header
     assert header.fidelity is not None
     assert found.frame_kl == pytest.approx(header.fidelity.frame_kl, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        {"beam": "wide", "batch_frames": 2000},
+        {"beam": [], "batch_frames": 2000},
+        {"beam": 10**9, "batch_frames": 2000},
+        {"beam": 3},
+        {"beam": 3, "batch_frames": 0},
+        {"beam": 3, "batch_frames": float("inf")},
+        {"beam": 3, "batch_frames": 2000, "ctc_weight": 2.0},
+        {"beam": 3, "batch_frames": 2000, "text_case": "Title"},
+        {"beam": 3, "batch_frames": 2000, "punctuation": ["strip"]},
+    ],
+)
+def test_a_header_that_says_no_search_is_refused(store: Path, decode: dict[str, object]) -> None:
+    header = replace(open_store(store).header, decode=decode)
+    with pytest.raises(StoreFormatError, match="how it was decoded"):
+        dump_settings(header)
+
+
+def test_a_header_says_how_it_was_dumped(store: Path) -> None:
+    assert dump_settings(open_store(store).header) == SETTINGS
 
 
 def test_another_teacher_is_refused(tiny_data: PreparedData, store: Path, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from kdpipe.batching import Batch, collate, pad_tokens
 from kdpipe.checkpoint import load_model
-from kdpipe.errors import MismatchError
+from kdpipe.errors import MismatchError, StoreFormatError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.progress import progress
 from kdpipe.stages.device import pick_device
@@ -19,9 +20,13 @@ from kdpipe.stages.speaker import DumpSettings, Speaker
 from kdpipe.stages.teacher_dump import Shard, open_speaker, teacher_dump
 from kdpipe.store import StoreHeader, UtteranceTargets, kl_to_stored, open_store
 from kdpipe.store.repair import complete_swap, drop_utterances, salvaged_header
+from kdpipe.text.normalise import TextCase
+from kdpipe.text.spoken import Punctuation
 
 __all__ = ["Recomputed", "dump_settings", "recompute_sample", "repair_store"]
 
+MOST_BEAM = 1000
+"""Of teacher-dump's `--beam`; a header that asks for more would only exhaust the memory."""
 JOINED = "Verify or repair each of the stores that it was joined from, then join them again"
 
 
@@ -108,18 +113,47 @@ def repair_store(store: Path, data: Path, teacher: Path, device: str) -> list[st
 
 
 def dump_settings(header: StoreHeader) -> DumpSettings:
-    """The settings that a store was dumped with."""
+    """The settings that a store was dumped with.
+
+    Raises `StoreFormatError` where the header's `decode`, free JSON to every other reader, does
+    not say how to dump again.
+    """
     plain, decode = DumpSettings(), header.decode
-    return DumpSettings(
-        top_k=header.top_k,
-        min_prob=header.min_prob,
-        codec=header.codec,
-        nbest=header.nbest,
-        beam=int(decode["beam"]),
-        ctc_weight=float(decode.get("ctc_weight", plain.ctc_weight)),
-        batch_frames=int(decode["batch_frames"]),
-        text_case=decode.get("text_case", plain.text_case),
-        punctuation=decode.get("punctuation", plain.punctuation),
+    try:
+        settings = DumpSettings(
+            top_k=header.top_k,
+            min_prob=header.min_prob,
+            codec=header.codec,
+            nbest=header.nbest,
+            beam=int(decode["beam"]),
+            ctc_weight=float(decode.get("ctc_weight", plain.ctc_weight)),
+            batch_frames=int(decode["batch_frames"]),
+            text_case=decode.get("text_case", plain.text_case),
+            punctuation=decode.get("punctuation", plain.punctuation),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _undecodable(header) from error
+    if not _possible(settings):
+        raise _undecodable(header)
+    return settings
+
+
+def _possible(settings: DumpSettings) -> bool:
+    """Whether `kdpipe teacher-dump` could have been given these."""
+    return (
+        1 <= settings.beam <= MOST_BEAM
+        and 0.0 <= settings.ctc_weight <= 1.0
+        and settings.batch_frames >= 1
+        and settings.text_case in ("auto", *get_args(TextCase))
+        and settings.punctuation in get_args(Punctuation)
+    )
+
+
+def _undecodable(header: StoreHeader) -> StoreFormatError:
+    return StoreFormatError(
+        f"the store of {header.teacher.name}",
+        "its header does not say how it was decoded",
+        "Copy it again from where it was made, or dump it again",
     )
 
 
