@@ -33,7 +33,7 @@ TEACHERS = {
     "teacher-paper": ("teacher.model.dropout=0.1",),
     "teacher-unit": ("teacher.model.dropout=0.1", "teacher.scale=unit"),
     "teacher-dropout-0.3": ("teacher.model.dropout=0.3", "teacher.training.epochs=36"),
-    "teacher-kernel-31": ("teacher.model.kernel=31",),
+    "teacher-kernel-15": ("teacher.model.kernel=15",),
     "teacher-60-epochs": ("teacher.model.dropout=0.3", "teacher.training.epochs=60"),
 }
 """The teachers, each with what it changes in the recipe. Most rows learn from the first."""
@@ -51,8 +51,6 @@ SHORT = (
 """A quarter of the recipe's epochs, for the ablations: each is compared with the rows short-*."""
 DROPOUT = ("student.model.dropout=0.1",)
 """Of plain students, which are the better for it; the recipe's distilled ones have none."""
-KERNEL = ("student.model.kernel=31",)
-"""As long as the recipe's 15 taps, where frames are half as far apart (`--frame-shift 5`)."""
 NO_SEQUENCE = ("distillation.sequence=false",)
 
 
@@ -99,9 +97,9 @@ ROWS = {
     "dropout-0.3-teacher": Row((), "dropout-0.3"),
     "60-epochs-teacher": Row((), "60-epochs"),
     "mean-teacher": Row((), "mean"),
-    "plain-kernel-31": Row((*DROPOUT, *KERNEL), None),
-    "kernel-31": Row(KERNEL),
-    "kernel-31-teacher": Row(KERNEL, "kernel-31"),
+    "plain-kernel-15": Row((*DROPOUT, "student.model.kernel=15"), None),
+    "kernel-15": Row(("student.model.kernel=15",), "kernel-15"),
+    "kernel-15-teacher": Row((), "kernel-15"),
     "low-floor": Row((*TWENTY, *DROPOUT), "low-floor"),
     "paper-teacher": Row((*TWENTY, *DROPOUT), "paper"),
     "paper-teacher-low-floor": Row((*TWENTY, *DROPOUT), "paper-low-floor"),
@@ -136,7 +134,7 @@ STORES = {
     "unit": ("teacher-unit",),
     "paper": ("teacher-paper",),
     "dropout-0.3": ("teacher-dropout-0.3",),
-    "kernel-31": ("teacher-kernel-31",),
+    "kernel-15": ("teacher-kernel-15",),
     "60-epochs": ("teacher-60-epochs",),
     "paper-low-floor": ("teacher-paper", "--codec", "fp16", "--min-prob", "1e-6"),
     "low-floor": ("teacher", "--codec", "fp16", "--min-prob", "1e-6"),

@@ -36,9 +36,9 @@ STEPS = (
     ("plain-20-epochs", "plain-dropout-0.2"),
     ("plain-dropout-0", "plain-dropout-0-40-epochs"), ("plain-dropout-0-40-epochs", "small-plain"),
     ("small-plain", "60-epochs-teacher"), ("plain-2e-3", "small-fs-kd"),
-    ("small-fs-kd", "dropout-0.3-teacher"), ("small-plain", "plain-kernel-31"),
-    ("plain-kernel-31", "small-fs-kd"), ("plain-kernel-31", "kernel-31"),
-    ("plain-kernel-31", "kernel-31-teacher"),
+    ("small-fs-kd", "dropout-0.3-teacher"), ("plain-kernel-15", "small-plain"),
+    ("kernel-15", "small-fs-kd"), ("plain-kernel-15", "kernel-15"),
+    ("kernel-15-teacher", "small-fs-kd"),
     ("small-fs-kd", "mean-teacher"),
     ("dropout-0.1", "fs-kd-20-epochs"), ("temperature-1", "fs-kd-20-epochs"),
     ("unit-teacher-temperature-1", "dropout-0.1"), ("paper-teacher", "dropout-0.1"),
@@ -140,10 +140,12 @@ def row_of(found: Decodes, row: str, search: str) -> dict[str, Any]:
         json.loads((found.folder(model.name, "test", search) / "score.json").read_text())
         for model in models
     ]
+    sizes = read_card(models[0]).sizes
     return {
         "name": row,
         "search": search,
-        "params": count_parameters(build_model(read_card(models[0]).sizes)),
+        "params": count_parameters(build_model(sizes)),
+        "taps": sizes.kernel,
         "seeds": len(models),
         "train_seconds": round(float(np.mean([train_seconds(model) for model in models]))),
         "rtf": float(np.mean([score["rtf"] for score in scores])),
@@ -204,10 +206,10 @@ def compare(found: Decodes, first: str, second: str) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """CER / WER of dev and test, the interval and I+D of test."""
+    """CER / WER of dev and test, the interval and I+D of test; taps are the convolution's."""
     head = (
-        "| row | search | parameters | seeds | dev CER / WER % | test CER / WER % | test WER 95% |"
-        " test I+D, CER / WER % | RTF | training s |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| row | search | parameters | taps | seeds | dev CER / WER % | test CER / WER % |"
+        " test WER 95% | test I+D, CER / WER % | RTF | training s |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *(line(row) for row in rows)])
 
@@ -216,7 +218,8 @@ def line(row: dict[str, Any]) -> str:
     dev, test = row["dev"], row["test"]
     low, high = test["wer"]["ci95"]
     return (
-        f"| {row['name']} | {row['search']} | {row['params'] / 1e6:.2f} M | {row['seeds']} |"
+        f"| {row['name']} | {row['search']} | {row['params'] / 1e6:.2f} M | {row['taps']} |"
+        f" {row['seeds']} |"
         f" {both(dev)} | {both(test)} | {100 * low:.1f} - {100 * high:.1f} |"
         f" {share(test['cer'])} / {share(test['wer'])} | {row['rtf']:.4f} |"
         f" {row['train_seconds']} |"
