@@ -209,7 +209,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """CER / WER of dev and test, the interval and I+D of test; taps are the convolution's."""
     head = (
         "| row | search | parameters | taps | seeds | dev CER / WER % | test CER / WER % |"
-        " test WER 95% | test I+D, CER / WER % | RTF | training s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        " test WER 95% | test I+D, CER / WER % | RTF | training s |\n" + "|---" * 11 + "|"
     )
     return "\n".join([head, *(line(row) for row in rows)])
 
