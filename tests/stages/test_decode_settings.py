@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,21 @@ def test_every_setting_of_a_search_reaches_it(
     assert [call["utterances"] for call in told] == [6, 2]
 
 
+@pytest.mark.parametrize(
+    ("mode", "idle"),
+    [
+        ("auto", ()),
+        ("mask-ctc", ("ctc_weight",)),
+        ("ar", ("tokens_per_iteration", "mask_threshold", "ctc_rescoring")),
+    ],
+)
 def test_the_options_of_the_command_are_the_settings(
-    tiny_data: PreparedData, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: PreparedData,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: DecodeMode,
+    idle: tuple[str, ...],
 ) -> None:
     told: list[tuple[SearchSettings, Runtime]] = []
 
@@ -98,8 +111,8 @@ def test_the_options_of_the_command_are_the_settings(
         told.append((settings, runtime))
         return decode_split(model, data, split, out, SearchSettings(mode="ctc"), Runtime("cpu"))
 
-    options = {"mode": "mask-ctc", "device": "cpu", "threads": 3, "batch_size": 4}
-    options = {**asdict(SETTINGS), **options}
+    search = {key: value for key, value in asdict(SETTINGS).items() if key not in ("mode", *idle)}
+    options = {**search, "mode": mode, "device": "cpu", "threads": 3, "batch_size": 4}
     given = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     paths = [f"--model={models}/student", f"--data={tiny_data.folder}", f"--out={tmp_path}/out"]
     monkeypatch.setattr("kdpipe.stages.decode.decode_split", spy)
@@ -107,7 +120,7 @@ def test_the_options_of_the_command_are_the_settings(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
-    assert told == [(replace(SETTINGS, mode="mask-ctc"), Runtime("cpu", 3, 4))]
+    assert told == [(SearchSettings(mode, **search), Runtime("cpu", 3, 4))]
 
 
 def test_the_threads_asked_for_search_and_the_processes_own_come_back(
