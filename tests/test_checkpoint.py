@@ -13,7 +13,7 @@ import torch
 
 from kdpipe.checkpoint import load_model, read_card
 from kdpipe.corpus.manifest import read_manifest
-from kdpipe.errors import ModelFormatError
+from kdpipe.errors import InputNotFoundError, ModelFormatError
 from kdpipe.features.cmvn import Cmvn
 from kdpipe.features.espnet_filterbank import EspnetFilterbank
 from kdpipe.features.prepared import PreparedData
@@ -44,6 +44,14 @@ def rewrite(model: Path, section: str, changes: Mapping[str, Any], anew: bool = 
 def test_a_card_that_no_reader_takes_is_named(value: str, tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text(f"seed = {value}\n", encoding="utf-8")
     with pytest.raises(ModelFormatError, match=r"model\.toml: not TOML"):
+        read_card(tmp_path)
+
+
+def test_a_training_that_is_not_finished_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFoundError, match="Give a folder"):
+        read_card(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputNotFoundError, match="training is not finished"):
         read_card(tmp_path)
 
 

@@ -31,8 +31,8 @@ REMEDIES = {
 }
 MEMORY = (
     "Lower teacher.training.batch_frames or student.training.batch_frames (training),"
-    " --batch-frames (teacher-dump) or --batch-size (decode), or use a machine with more memory,"
-    " then run the same command again"
+    " --batch-frames (teacher-dump) or --batch-size (decode) and give another --out, or run the"
+    " same command again on a machine with more memory"
 )
 
 

@@ -50,7 +50,7 @@ def command(
     directory: teacher-dump, decode and prepare --like take it. What cannot be imported is
     refused by config key and value. Mask-CTC models come out as students to decode. A Hugging
     Face teacher gives text alone: only teacher-dump takes it.
-    Nothing here is random or needs a GPU: --seed and --device are taken, as by every command,
+    Nothing here is random or needs a GPU: --seed and --device are taken, as by other stages,
     and change nothing.
 
     \b

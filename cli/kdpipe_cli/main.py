@@ -60,7 +60,8 @@ def cli() -> None:
     """Cache a teacher recogniser's outputs once; distil them into fast students.
 
     Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 an error that
-    is explained, 2 wrong usage. A command that was interrupted resumes when it is run again.
+    is explained, 2 wrong usage, 130 interrupted. A command that was interrupted resumes when it
+    is run again.
 
     \b
     Example:

@@ -132,7 +132,8 @@ recipe_options = chain(
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Change one recipe key, such as teacher.training.epochs=20; repeatable.",
+        help="Change one recipe key, such as specaugment.time_masks=1; repeatable. A teacher has"
+        " the keys of teacher and specaugment, a student all others and those of specaugment.",
         shell_complete=complete_setting,
     ),
 )
@@ -142,7 +143,8 @@ tensorboard_option = click.option(
     is_flag=False,
     flag_value="",
     metavar="[DIR]",
-    help="Write the scalars of train.jsonl for TensorBoard too, into DIR or MODEL/tensorboard.",
+    help="Write the scalars of train.jsonl for TensorBoard too, into DIR or MODEL/tensorboard"
+    " (pip install 'kdpipe[tensorboard]').",
 )
 
 training_options = chain(

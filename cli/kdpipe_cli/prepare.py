@@ -34,7 +34,10 @@ class SpeedFactors(click.ParamType[tuple[float, ...]]):
     "--train", multiple=True, metavar="FILE.jsonl", help="Training manifest; several are joined."
 )
 @click.option(
-    "--dev", multiple=True, metavar="FILE.jsonl", help="Development manifest; several are joined."
+    "--dev",
+    multiple=True,
+    metavar="FILE.jsonl",
+    help="Development manifest; several are joined. Trainings need one, with texts.",
 )
 @click.option(
     "--test",
@@ -128,7 +131,7 @@ def command(
 
     Utterances that cannot be used are listed in OUT/rejected.jsonl. The same command again
     resumes an interrupted run, or says that it is complete. Nothing here is random and all of it
-    runs on the CPU: --seed and --device are taken, as by every command, and change nothing.
+    runs on the CPU: --seed and --device are taken, as by other stages, and change nothing.
 
     \b
     Example:

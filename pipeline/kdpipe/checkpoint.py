@@ -48,6 +48,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 WEIGHTS = "weights.safetensors"
+CHECKPOINTS = "checkpoints"
+OTHER_FOLDER = "Give a folder that a training or an import wrote"
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,9 @@ def read_card(path: Path) -> ModelCard:
     """
     file = path / "model.toml"
     if not file.is_file():
-        raise InputNotFoundError(
-            path, "model (model.toml)", "Give a folder that a training or an import wrote"
-        )
+        begun = (path / CHECKPOINTS).is_dir()
+        remedy = "Its training is not finished: run that command again" if begun else OTHER_FOLDER
+        raise InputNotFoundError(path, "model (model.toml)", remedy)
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -239,12 +241,12 @@ def _save_tensors(
 
 def _epoch_files(out: Path) -> list[Path]:
     """Checkpoints of whole epochs, oldest first."""
-    return sorted((out / "checkpoints").glob("epoch-*.safetensors"))
+    return sorted((out / CHECKPOINTS).glob("epoch-*.safetensors"))
 
 
 def save_epoch(out: Path, epoch: int, model: nn.Module) -> None:
     """Keep the weights after `epoch` (from 1) for averaging."""
-    _save_tensors(out / "checkpoints" / f"epoch-{epoch:05d}.safetensors", model.state_dict())
+    _save_tensors(out / CHECKPOINTS / f"epoch-{epoch:05d}.safetensors", model.state_dict())
 
 
 def prune_epochs(out: Path, keep: int) -> None:
@@ -273,7 +275,7 @@ def save_training_state(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
     tensors["progress"] = torch.tensor([epoch, step])
-    _save_tensors(out / "checkpoints" / "last.safetensors", tensors)
+    _save_tensors(out / CHECKPOINTS / "last.safetensors", tensors)
 
 
 def load_training_state(out: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, int]:
@@ -281,7 +283,7 @@ def load_training_state(out: Path, model: nn.Module, optimizer: Optimizer) -> tu
 
     Raises `ModelFormatError` for a file that does not fit the model.
     """
-    path = out / "checkpoints" / "last.safetensors"
+    path = out / CHECKPOINTS / "last.safetensors"
     if not path.is_file():
         return 0, 0
     try:

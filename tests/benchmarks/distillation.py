@@ -52,6 +52,8 @@ SHORT = (
 DROPOUT = ("student.model.dropout=0.1",)
 """Of plain students, which are the better for it; the recipe's distilled ones have none."""
 NO_SEQUENCE = ("distillation.sequence=false",)
+TINY = ("student.model.dim=32", "student.model.inner=64")
+"""A student of a twentieth of the teacher's parameters."""
 
 
 def both_stages(key: str, value: float) -> tuple[str, ...]:
@@ -124,6 +126,9 @@ ROWS = {
     "short-dropout-0.1": Row((*SHORT, *DROPOUT)),
     "one-masking": Row((*SHORT, "student.masks_per_utterance=1")),
     "online": Row(SHORT, "online"),
+    "tiny-plain": Row((*TINY, *DROPOUT), None),
+    "tiny-plain-dropout-0": Row(TINY, None),
+    "tiny-fs-kd": Row(TINY),
     "half-plain": Row(DROPOUT, None, "half"),
     "half-fs-kd": Row((), "train", "half"),
 }

@@ -44,6 +44,7 @@ STEPS = (
     ("unit-teacher-temperature-1", "dropout-0.1"), ("paper-teacher", "dropout-0.1"),
     ("paper-teacher", "paper-teacher-low-floor"), ("dropout-0.1", "low-floor"),
     ("short-plain", "short-f-kd"), ("short-f-kd", "short-fs-kd"), ("short-plain", "short-fs-kd"),
+    ("tiny-plain", "tiny-fs-kd"), ("tiny-plain-dropout-0", "tiny-fs-kd"),
     ("half-plain", "half-fs-kd"), ("half-fs-kd", "plain-20-epochs"),
     *(("short-fs-kd", row) for row in (
         "encoder-only", "decoder-only", "nbest-1", "short-temperature-1", "short-temperature-4",

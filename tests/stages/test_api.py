@@ -29,6 +29,16 @@ def test_waveforms_are_decoded_or_refused(tiny_data: PreparedData, tmp_path: Pat
         kdpipe.decode(model, [waveform], mode="ar")
 
 
+def test_the_mask_threshold_reaches_the_search(tiny_data: PreparedData, tmp_path: Path) -> None:
+    model = kdpipe.load_model(random_model(tiny_data, tmp_path / "model", "mask-ctc"))
+    waveforms = [tone_waveform("ABBA", np.random.default_rng(0))]
+    greedy = kdpipe.decode(model, waveforms, mode="ctc")
+    assert kdpipe.decode(model, waveforms, mask_threshold=0.0) == greedy
+    assert kdpipe.decode(model, waveforms, mask_threshold=1.0) != greedy
+    with pytest.raises(ConfigError, match="mask_threshold"):
+        kdpipe.decode(model, waveforms, mask_threshold=-0.5)
+
+
 def test_manifests_are_read_from_strings_too(tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"audio_filepath": "a.flac", "duration": 1.5}\n')

@@ -23,14 +23,16 @@ def decode(
     mode: DecodeMode = "auto",
     beam: int = 10,
     nbest: int = 1,
+    mask_threshold: float = 0.99,
 ) -> list[list[str]]:
     """Recognise waveforms: for each, up to `nbest` texts, best first.
 
     `model` comes from `kdpipe.load_model`; the work is done on its device. `waveforms` are
     arrays of one channel, (samples,) at 16 kHz in [-1, 1], decoded together as one batch.
     `mode` is "auto" (the model's own search), "ctc" (greedy, one text), "mask-ctc" or "ar";
-    `beam` is the width of the last two. A waveform too short for the encoder (below seven
-    feature frames, 85 ms at the usual shift) reads as "".
+    `beam` is the width of the last two. Mask-CTC fills anew what the CTC is less sure of than
+    `mask_threshold`, a probability (0.5 suits small students). A waveform too short for the
+    encoder (below seven feature frames, 85 ms at the usual shift) reads as "".
 
     Raises `ConfigError` for a mode that the model cannot do or a beam below 1, `DataError` for
     an array of another shape or with values that are not finite, `UtteranceTooLongError` beyond
@@ -38,7 +40,7 @@ def decode(
     """
     if not waveforms:
         return []
-    settings = SearchSettings(mode=mode, beam=beam, nbest=nbest)
+    settings = SearchSettings(mode, beam, nbest, mask_threshold=mask_threshold)
     found = decode_waveforms(model, [_checked(w) for w in waveforms], settings)
     return [[read_tokens(model.tokenizer, h.tokens) for h in hypotheses] for hypotheses in found]
 
