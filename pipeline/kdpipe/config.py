@@ -100,7 +100,7 @@ class TrainingSection:
     weight_decay: float = setting(1e-6, "AdamW's decoupled weight decay", low=0.0, high=1.0)
     gradient_clip: float = setting(5.0, "largest gradient norm", low=1e-6, high=1e6)
     ctc_weight: float = setting(0.3, "alpha of L_jca (Eq. 3, 6)", low=0.0, high=1.0)
-    label_smoothing: float = setting(0.1, "of the decoder's loss", low=0.0, high=0.9)
+    label_smoothing: float = setting(0.1, "of the decoder's loss", low=0.0, high=0.7)
     average_last: int = setting(5, "epochs whose weights are averaged", low=1, high=1000)
     workers: int = setting(0, "DataLoader worker processes", low=0, high=256)
     precision: Literal["auto", "float32", "bf16"] = setting(

@@ -44,6 +44,15 @@ def test_empty_hypotheses_are_left_out_and_padding_is_not_counted() -> None:
     assert (selection.empty, selection.unalignable, selection.duplicate) == (2, 0, 1)
 
 
+def test_a_blank_is_no_label_but_padding_may_be_zero() -> None:
+    tokens = torch.tensor([[[2, 0, 3], [2, 3, 0], [4, 0, 0]]])
+    selection = usable_hypotheses(
+        tokens, torch.tensor([[3, 2, 3]]), torch.tensor([9]), torch.ones(1, 3, dtype=torch.bool)
+    )
+    assert selection.usable.tolist() == [[False, True, False]]
+    assert (selection.unalignable, selection.duplicate) == (2, 0)
+
+
 def test_tokens_past_a_length_do_not_make_hypotheses_differ() -> None:
     tokens = torch.tensor([[[1, 2, 7], [1, 2, 8]]])
     selection = usable_hypotheses(

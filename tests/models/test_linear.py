@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +57,14 @@ def test_packed_weights_give_the_same(path: bool) -> None:
             assert torch.allclose(packed_linear(kept, layer, inputs), expected, atol=1e-5)
             layer.weight.mul_(2.0)
     assert torch.allclose(packed_linear(kept, layer, inputs), layer(inputs), atol=1e-5)
+
+
+def test_what_is_kept_is_neither_copied_nor_pickled(path: bool) -> None:
+    inputs, layer, kept = torch.randn(2, 4, 6), torch.nn.Linear(6, 9), DerivedWeights()
+    with torch.inference_mode():
+        expected = packed_linear(kept, layer, inputs)
+        for copied in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
+            assert torch.allclose(packed_linear(copied, layer, inputs), expected, atol=1e-5)
 
 
 def test_other_types_fall_back() -> None:

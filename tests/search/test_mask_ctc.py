@@ -13,6 +13,7 @@ from kdpipe.errors import ConfigError, MismatchError
 from kdpipe.models import Encoded, MaskedDecoder, RecognitionModel
 from kdpipe.search import filling
 from kdpipe.search.ctc_greedy import ctc_greedy
+from kdpipe.search.ctc_prefix import LOG_ZERO
 from kdpipe.search.mask_ctc import NarHypothesis, mask_ctc_search
 
 from .mask_reference import Tokens, algorithm_1, easy_first
@@ -199,9 +200,23 @@ def test_rescoring_adds_the_ctc_score_and_ranks_anew() -> None:
                 reduction="none",
             )
             assert item.ctc == pytest.approx(float(ctc), abs=1e-3)
-            assert item.score == pytest.approx(item.decoder + 2.0 * float(ctc), abs=1e-3)
+            floored = max(float(ctc), LOG_ZERO)
+            assert item.score == pytest.approx(item.decoder + 2.0 * floored, abs=1e-3)
         scores = [item.score for item in after]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_what_the_ctc_cannot_align_keeps_a_number_and_ranks_last() -> None:
+    unalignable = 0
+    for seed in range(60):
+        model, encoded = student(seed), random_encoded(3, seed=seed)
+        options: dict[str, Any] = {"beam": 4, "nbest": 4, "mask_threshold": 1.1}
+        found = mask_ctc_search(model, encoded, **options, ctc_rescoring_weight=1.0)[0]
+        assert all(math.isfinite(item.score) for item in found)
+        alignable = [item.ctc is not None and math.isfinite(item.ctc) for item in found]
+        assert alignable == sorted(alignable, reverse=True)
+        unalignable += alignable.count(False)
+    assert unalignable > 0
 
 
 def test_no_frames_and_all_blank_give_the_empty_hypothesis() -> None:

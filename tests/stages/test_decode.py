@@ -12,12 +12,12 @@ import soundfile
 import torch
 
 from kdpipe.corpus.manifest import read_manifest
-from kdpipe.errors import DataError
+from kdpipe.errors import DataError, MismatchError
 from kdpipe.features.audio import Channel, read_audio
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_json, read_jsonl
 from kdpipe.models import subsampled_lengths
-from kdpipe.scoring import read_report
+from kdpipe.scoring import ScoreReport, read_report
 from kdpipe.search.settings import MAX_FRAMES
 from kdpipe.stages.decode import Runtime, decode_audio, decode_split
 from kdpipe.stages.prepare import PrepareSettings, prepare
@@ -53,6 +53,39 @@ def test_a_line_torn_inside_a_character_is_decoded_again(
     partial.write_bytes(b"".join(lines[:2]) + torn)
     decode_split(student, tiny_data.folder, "test", tmp_path / "out", GREEDY, CPU)
     assert (tmp_path / "out" / "hyp.jsonl").read_bytes() == before
+
+
+def test_a_complete_folder_is_told_again_and_not_written(
+    tiny_data: PreparedData, student: Path, tmp_path: Path
+) -> None:
+    audio = [u.audio for u in tiny_data.split("test").utterances[:2]]
+
+    def both() -> list[ScoreReport]:
+        return [
+            decode_split(student, tiny_data.folder, "test", tmp_path / "split", GREEDY, CPU),
+            decode_audio(student, audio, tmp_path / "audio", GREEDY, CPU),
+        ]
+
+    first = both()
+    for kind in ("split", "audio"):
+        (tmp_path / kind / "partial.jsonl").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
+    assert both() == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+    (tmp_path / "split" / "hyp.jsonl").unlink()
+    with pytest.raises(DataError, match=r"hyp\.jsonl is gone"):
+        both()
+
+
+def test_a_split_of_another_channel_than_the_models_is_refused(
+    tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    model = random_model(tiny_data, tmp_path / "model", "mask-ctc")
+    card = (model / "model.toml").read_text()
+    (model / "model.toml").write_text(card.replace('channel = "mix"', 'channel = "first"'))
+    with pytest.raises(MismatchError, match="audio channel") as refusal:
+        decode_split(model, tiny_data.folder, "test", tmp_path / "out", GREEDY, CPU)
+    assert "--channel first`" in refusal.value.remedy
 
 
 @pytest.mark.parametrize("channel", ["first", "mix"])

@@ -27,6 +27,8 @@ __all__ = [
     "usable_hypotheses",
 ]
 
+BLANK = 0
+
 
 class HypothesisSelection(NamedTuple):
     """Which hypotheses take part (B, N), and how many were left out for each reason."""
@@ -55,11 +57,14 @@ def usable_hypotheses(
     """Hypotheses that can be learned from; `present` is false on the padding of the list.
 
     Left out, and counted once each in this order: empty ones, ones that CTC cannot align in the
-    utterance's frames, and later copies of an earlier hypothesis (its mass would count twice).
+    utterance's frames (or at all, with a blank among the labels), and later copies of an earlier
+    hypothesis (its mass would count twice).
     """
     empty = present & (lengths == 0)
     too_long = required_frames(tokens, lengths) > frame_lengths.unsqueeze(1)
-    unalignable = present & ~empty & too_long
+    inside = torch.arange(tokens.shape[2], device=tokens.device) < lengths.unsqueeze(2)
+    no_labels = ((tokens == BLANK) & inside).any(dim=2)
+    unalignable = present & ~empty & (too_long | no_labels)
     candidates = present & ~empty & ~unalignable
     duplicate = candidates & _repeats_an_earlier(tokens, lengths, candidates)
     return HypothesisSelection(

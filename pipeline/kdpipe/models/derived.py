@@ -29,6 +29,10 @@ class DerivedWeights(nn.Module):
         super().__init__()
         self._kept: dict[str, tuple[Key, tuple[Tensor, ...]]] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy or a pickle keeps nothing: packed weights cannot be copied."""
+        return {**self.__dict__, "_kept": {}}
+
     def train(self, mode: bool = True) -> DerivedWeights:
         """Forget everything, whichever mode comes next."""
         self._kept.clear()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdpipe.models import Encoded, MaskedDecoder, RecognitionModel
 from kdpipe.search.ctc_greedy import GreedyHypothesis, ctc_greedy
+from kdpipe.search.ctc_prefix import LOG_ZERO
 from kdpipe.search.ctc_score import ctc_sequence_scores
 from kdpipe.search.filling import Partial, fill_masks
 from kdpipe.search.inputs import checked_lengths, masked_decoder, select_encoded
@@ -115,8 +116,8 @@ def _rescore(
         hypotheses = []
         for item in partials:
             ctc = next(scores)
-            hypotheses.append(
-                NarHypothesis(item.tokens, item.score + weight * ctc, item.score, ctc)
-            )
+            # What CTC cannot align still has a number to rank by, and to write.
+            score = item.score + weight * max(ctc, LOG_ZERO)
+            hypotheses.append(NarHypothesis(item.tokens, score, item.score, ctc))
         rescored.append(sorted(hypotheses, key=lambda hypothesis: -hypothesis.score))
     return rescored

@@ -7,7 +7,12 @@ from kdpipe.errors import MismatchError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.text.tokenizer import Tokenizer
 
-__all__ = ["require_same_features", "require_same_filterbank", "require_same_tokenizer"]
+__all__ = [
+    "require_same_channel",
+    "require_same_features",
+    "require_same_filterbank",
+    "require_same_tokenizer",
+]
 
 
 def require_same_tokenizer(bundle: ModelBundle, prepared: PreparedData) -> None:
@@ -29,6 +34,13 @@ def require_same_filterbank(bundle: ModelBundle, prepared: PreparedData) -> None
     raise _mismatch("the features", found, wanted, bundle, prepared)
 
 
+def require_same_channel(bundle: ModelBundle, prepared: PreparedData) -> None:
+    """Raise `MismatchError`, naming both, unless data and model hear the same channel."""
+    found, channel = _channels(bundle, prepared)
+    if found != channel:
+        raise _mismatch("the audio channel", found, channel, bundle, prepared)
+
+
 def require_same_features(bundle: ModelBundle, prepared: PreparedData) -> None:
     """Also unless they are of the same channel, with the same normalisation.
 
@@ -37,9 +49,7 @@ def require_same_features(bundle: ModelBundle, prepared: PreparedData) -> None:
     require_same_filterbank(bundle, prepared)
     if bundle.card.feature_digest == prepared.feature_digest:
         return
-    found, channel = _channels(bundle, prepared)
-    if found != channel:
-        raise _mismatch("the audio channel", found, channel, bundle, prepared)
+    require_same_channel(bundle, prepared)
     ours, theirs = prepared.cmvn.describe(), bundle.cmvn.describe()
     raise _mismatch("the features' normalisation", ours, theirs, bundle, prepared)
 

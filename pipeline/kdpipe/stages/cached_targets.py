@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +47,14 @@ def open_targets(
 def store_lineage(store: TeacherStore) -> Lineage:
     """What a student says of the store it learned from."""
     teacher = store.header.teacher
-    digest = store.digest or f"partial, {len(store):,} utterances of {teacher.sha256[:12]}"
+    digest = store.digest or f"partial, {len(store):,} utterances, {_partial_digest(store)}"
     return Lineage(digest, teacher.name, teacher.sha256)
+
+
+def _partial_digest(store: TeacherStore) -> str:
+    """Tells two unfinished stores apart: by teacher and settings, and by what they hold."""
+    told = [store.header.identity(), sorted(store.ids)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_store(

@@ -20,9 +20,9 @@ from kdpipe.features.prepared import PreparedData, PreparedSplit
 from kdpipe.files import read_jsonl, write_json, write_jsonl
 from kdpipe.models import subsampled_lengths
 from kdpipe.progress import progress_bar
-from kdpipe.scoring import ScoreReport, score_report
+from kdpipe.scoring import ScoreReport, read_report, score_report
 from kdpipe.search.settings import check_lengths
-from kdpipe.stages.agreement import require_same_filterbank
+from kdpipe.stages.agreement import require_same_channel, require_same_filterbank
 from kdpipe.stages.claim import claimed, mark_complete
 from kdpipe.stages.device import keep_freed_memory, pick_device
 from kdpipe.stages.recognise import (
@@ -56,23 +56,25 @@ def decode_split(
 
     Resumes what an earlier call began. Utterances too long for the search are skipped, counted,
     and listed in `rejected.jsonl` with the reason. Raises `MismatchError` where the model was
-    trained on another kind of features than the data has, `DataError` where every utterance is
-    too long.
+    trained on another kind of features or another audio channel than the data has, `DataError`
+    where every utterance is too long.
     """
     prepared = PreparedData.open(data)
     bundle = load_model(model, pick_device(runtime.device))
     check_search(settings, bundle.model.config.kind)
     require_same_filterbank(bundle, prepared)
+    require_same_channel(bundle, prepared)
     chosen = prepared.split(split)
     record = _record(bundle, settings, runtime, {"split": split, "data": chosen.manifest_digest})
     places, rejected = _searchable(chosen, bundle, settings)
     utterances = [chosen.utterance(place) for place in places]
     with claimed(out, record) as complete:
-        if not complete:
-            if rejected:
-                write_jsonl(out / REJECTED, rejected)
-            batches = _split_batches(bundle, chosen, places)
-            _decode_all(out, [u.id for u in utterances], batches, bundle, settings, runtime)
+        if complete:
+            return _finished(out)
+        if rejected:
+            write_jsonl(out / REJECTED, rejected)
+        batches = _split_batches(bundle, chosen, places)
+        _decode_all(out, [u.id for u in utterances], batches, bundle, settings, runtime)
         references = {u.id: u.text for u in utterances if u.text is not None}
         report = _finish(
             out,
@@ -108,8 +110,9 @@ def decode_audio(
     check_search(settings, bundle.model.config.kind)
     record = _record(bundle, settings, runtime, {"files": [str(p.resolve()) for p in files]})
     with claimed(out, record) as complete:
-        if not complete:
-            _decode_files(out, files, bundle, settings, runtime)
+        if complete:
+            return _finished(out)
+        _decode_files(out, files, bundle, settings, runtime)
         rejected = _count_lines(out / REJECTED)
         seconds = sum(float(str(r["duration"])) for r in read_jsonl(out / "durations.jsonl"))
         report = _finish(out, "audio", {}, seconds, rejected, bundle, settings, runtime)
@@ -319,6 +322,14 @@ def _partial_records(out: Path) -> list[dict[str, object]]:
 
 def _count_lines(path: Path) -> int:
     return sum(1 for _ in read_jsonl(path))
+
+
+def _finished(out: Path) -> ScoreReport:
+    """What a complete folder holds already; nothing of it is written again."""
+    for name in ("hyp.jsonl", "score.json"):
+        if not (out / name).is_file():
+            raise DataError(str(out), f"complete, but {name} is gone", "Decode into another --out")
+    return read_report(out / "score.json")
 
 
 def _finish(

@@ -11,6 +11,8 @@ from kdpipe.store import StoredHypothesis
 
 __all__ = ["as_stored", "is_alignable", "nbest_status", "pseudo_label"]
 
+BLANK = 0
+
 
 def as_stored(
     found: Sequence[tuple[tuple[int, ...], float, float, float]],
@@ -28,8 +30,9 @@ def as_stored(
 
 def is_alignable(tokens: Sequence[int], frames: int) -> bool:
     """Whether CTC can align `tokens` with `frames` encoder frames: one each, and a blank between
-    equal neighbours."""
-    return len(tokens) + sum(a == b for a, b in pairwise(tokens)) <= frames
+    equal neighbours. A blank among the tokens themselves never can."""
+    repeats = sum(a == b for a, b in pairwise(tokens))
+    return BLANK not in tokens and len(tokens) + repeats <= frames
 
 
 def nbest_status(found: int, asked: int) -> str:

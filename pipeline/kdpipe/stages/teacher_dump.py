@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from kdpipe.errors import BusyOutputError, OutputConflictError
+from kdpipe.errors import BusyOutputError, OutputConflictError, StoreFormatError
 from kdpipe.features.prepared import PreparedData
 from kdpipe.progress import progress_bar
 from kdpipe.stages.claim import settings_changes
@@ -18,6 +20,13 @@ from kdpipe.stages.speaker import DumpSettings, Speaker
 from kdpipe.store import StoreHeader, StoreWriter, finish, open_store, store_state
 
 __all__ = ["DumpSettings", "Shard", "open_speaker", "teacher_dump", "teacher_targets"]
+
+T = TypeVar("T")
+
+FINISHING = 1800.0
+"""Seconds a shard waits for another that finishes the store: an HDF5 file of hundreds of hours."""
+LEAVING = 10.0
+"""Seconds it waits, with nothing left to do, for the others to leave."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,10 @@ def teacher_dump(
     if store_state(out) == "complete":
         return _check_complete(out, speaker.header, licence)
     ids = list(chosen.ids)
-    with StoreWriter(out, speaker.header, writer=f"{shard.index}of{shard.count}") as writer:
+    begun = _writer(out, speaker.header, shard)
+    if begun is None:
+        return _check_complete(out, speaker.header, licence)
+    with begun as writer:
         _check_licence(out, writer.header, licence)
         batches = speaker.batches[shard.index :: shard.count]
         _dump(speaker, ids, batches, writer, set(_sample(ids, fidelity_sample)))
@@ -87,13 +99,45 @@ def open_speaker(
     return make(teacher, prepared, prepared.split(split), settings, pick_device(device), licence)
 
 
-def _finish(out: Path, ids: Sequence[str]) -> bool:
-    """Finish the store unless another writer, seeing it whole too, is about to."""
+def _writer(out: Path, header: StoreHeader, shard: Shard) -> StoreWriter | None:
+    """A writer of the store; None where another shard has finished it meanwhile.
+
+    One shard of several waits while another finishes the store, and does not fail: whoever
+    starts them together would stop them all.
+    """
+    name = f"{shard.index}of{shard.count}"
+    wait = FINISHING if shard.count > 1 else 0.0
     try:
-        finish(out, expected=ids)
+        return _patiently(lambda: StoreWriter(out, header, writer=name), wait)
+    except StoreFormatError:
+        if store_state(out) != "complete":
+            raise
+        finish(out)  # Takes away what this writer has laid down beside it.
+        return None
+
+
+def _finish(out: Path, ids: Sequence[str]) -> bool:
+    """Finish the store unless another writer, seeing it whole too, is about to.
+
+    Two that end together see each other: one of them must try again.
+    """
+    try:
+        _patiently(lambda: finish(out, expected=ids), LEAVING)
     except BusyOutputError:
         return False
     return True
+
+
+def _patiently(attempt: Callable[[], T], seconds: float) -> T:
+    """What `attempt` gives, tried again for so long while other writers hold the store."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return attempt()
+        except BusyOutputError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.1)
 
 
 def _check_complete(out: Path, header: StoreHeader, licence: str) -> bool:

@@ -200,7 +200,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def _multiplies_in_bf16(device: torch.device) -> bool:
-    """Every GPU in question does; a CPU without the instructions would emulate them, slowly."""
+    """Devices without the instructions (CUDA before Ampere, most CPUs) emulate them, slowly."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return True
     capabilities = torch.cpu.get_capabilities()

@@ -22,7 +22,7 @@ from kdpipe.store.journal import (
     working_lock,
 )
 from kdpipe.store.opening import image_of_ledger, ledger_rows, open_image
-from kdpipe.store.paths import backend_of, store_state, working_folder
+from kdpipe.store.paths import backend_of, store_state, unless_finished, working_folder
 from kdpipe.store.schema import Fidelity, StoreHeader
 from kdpipe.store.writer import write_failure
 from kdpipe.store.zarr_backend import seal_shards, write_zarr_metadata
@@ -41,16 +41,20 @@ def finish(path: Path, expected: Iterable[str] | None = None) -> str:
     """
     working = working_folder(path)
     if store_state(path) == "partial":
-        with working_lock(working, "writers.lock", shared=False, wait=False):
-            try:
-                _finish(path, working, set(expected or ()))
-            except OSError as error:
-                raise write_failure(path, error) from error
+        unless_finished(path, lambda: _finish_alone(path, working, set(expected or ())))
     if store_state(path) == "absent":
         raise InputNotFoundError(path, "teacher store", "Run kdpipe teacher-dump first")
     for leftover in {journal_folder(working), *([working] if working != path else [])}:
         shutil.rmtree(leftover, ignore_errors=True)
     return str(open_image(path).digest)
+
+
+def _finish_alone(path: Path, working: Path, expected: set[str]) -> None:
+    with working_lock(working, "writers.lock", shared=False, wait=False):
+        try:
+            _finish(path, working, expected)
+        except OSError as error:
+            raise write_failure(path, error) from error
 
 
 def _finish(path: Path, working: Path, expected: set[str]) -> None:
