@@ -105,6 +105,18 @@ def test_a_bad_override_is_refused(override: str) -> None:
         load_recipe("demo", [override])
 
 
+def test_a_students_epochs_are_those_of_its_stages(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student\.training\.epochs.*student\.stages"):
+        load_recipe("demo", ["student.training.epochs=3"])
+    table = to_table(load_recipe("demo"))
+    (tmp_path / "mine.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises(ConfigError, match="stages"):
+        load_recipe(str(tmp_path / "mine.toml"))
+    del table["student"]["training"]["epochs"]
+    (tmp_path / "mine.toml").write_text(tomli_w.dumps(table))
+    assert load_recipe(str(tmp_path / "mine.toml")) == load_recipe("demo")
+
+
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(InputNotFoundError, match="aishell1, an4, demo, librispeech"):
         load_recipe(str(tmp_path / "none.toml"))

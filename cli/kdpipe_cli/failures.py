@@ -34,12 +34,18 @@ MEMORY = (
     " --batch-frames (teacher-dump) or --batch-size (decode) and give another --out, or run the"
     " same command again on a machine with more memory"
 )
+WORKERS = (
+    "Give shared memory (/dev/shm; docker run --shm-size=2g) or set teacher.training.workers or"
+    " student.training.workers to 0 (in a new --out)"
+)
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
     """Message and remedy of an error that a user can mend; None for a bug."""
     if isinstance(error, KdpipeError):
         return error.message, error.remedy
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return str(error).partition(". ")[0], WORKERS
     if _out_of_memory(error):
         return "the memory is full", MEMORY
     if isinstance(error, OSError) and error.errno in REMEDIES:

@@ -83,7 +83,9 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         complain(error.format_message(), f"See `{_help_command(error, arguments)}`")
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes a file's end for Ctrl-D.
+            raise error.__cause__ from None
         click.echo("Interrupted: run the same command again to go on.", err=True)
         return INTERRUPTED
     except (Exception, MemoryError) as error:

@@ -89,7 +89,8 @@ def verify(
     """Check every byte; exit 0 when sound, 1 when damaged, 2 when it is no store.
 
     Damaged parts are named, with the utterances in them. --recompute also runs the teacher
-    again on random utterances and compares; --repair dumps what is damaged again.
+    again on random utterances and compares; --repair dumps again what is damaged, and what a
+    store under construction lacks.
 
     \b
     Example:
@@ -106,7 +107,8 @@ def verify(
         refuse_given("does nothing without --recompute", "threshold")
     resumed = repair and _resumed(store)
     content = _check(store)
-    if source and repair and (resumed or not content["sound"]):
+    unfinished = content["state"] == "partial"  # Also by a repair that was broken off.
+    if source and repair and (resumed or unfinished or not content["sound"]):
         content = _repair(store, *source, device)
     if source and recompute and content["sound"]:
         content |= _recompute(store, *source, recompute, seed, device, threshold)
@@ -264,6 +266,8 @@ def card(store: str, out: Path | None, as_json: bool) -> None:
     from kdpipe.store.summary import store_card
 
     text = store_card(store)
+    if out is not None and out.resolve() == Path(store).resolve():
+        raise click.UsageError("--out is the store itself.")
     if out is not None:
         atomic_write_text(out, text)
     content = {"store": store, "written": None if out is None else str(out), "card": text}

@@ -111,8 +111,10 @@ def command(
 
 def _shard(text: str | None) -> tuple[int, int]:
     """`I/N`, or torchrun's rank and world size, or all of it."""
+    if not text and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
     if not text:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return 0, 1
     index, slash, count = text.partition("/")
     good = slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)
     if not good:

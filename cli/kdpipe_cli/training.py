@@ -21,7 +21,9 @@ def chosen_recipe(recipe: str, overrides: Sequence[str]) -> Recipe:
     from kdpipe.config import load_recipe, to_table
 
     chosen = load_recipe(recipe, overrides)
-    detail(tomli_w.dumps(to_table(chosen)))
+    table = to_table(chosen)
+    del table["student"]["training"]["epochs"]  # The stages say it.
+    detail(tomli_w.dumps(table))
     return chosen
 
 

@@ -19,7 +19,8 @@ A recipe is a TOML file; `--recipe` takes the name of a shipped one or a path. E
 be left out where it has a default. `--set KEY=VALUE` changes one key of a recipe for one run, for
 example `--set teacher.training.epochs=20 --set student.stages.1.beta_sequence=0.5` (entries of a
 list are counted from 0). An unknown key, a wrong type or a value out of range stops the command
-before anything is read.
+before anything is read. The student's epochs are those of `student.stages`;
+`student.training.epochs` is refused.
 
 Made from the dataclasses of `kdpipe.config`.
 """

@@ -194,7 +194,7 @@ class TeacherSection:
 
 @dataclass(frozen=True)
 class StudentSection:
-    """The Mask-CTC student; `training.epochs` is replaced by the sum over the stages."""
+    """The Mask-CTC student; `training.epochs` is the sum over the stages and is not given."""
 
     model: ModelSection
     training: TrainingSection = TrainingSection()
@@ -236,6 +236,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     that does not fit.
     """
     table = apply_overrides(_read_toml(name_or_path), overrides)
+    student = table.get("student")
+    training = student.get("training") if isinstance(student, Mapping) else None
+    if isinstance(training, Mapping) and "epochs" in training:
+        raise ConfigError(
+            name_or_path, "student.training.epochs", training["epochs"],
+            "a student's epochs are those of its stages", "Set student.stages.0.epochs",
+        )  # fmt: skip
     return parse_table(Recipe, table, name_or_path)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe_cli.main import COMMANDS, cli, main
+from kdpipe_cli.failures import explain
+from kdpipe_cli.main import COMMANDS, cli, main, run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -111,3 +112,20 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "a bug" in result.stderr
+
+
+def test_a_file_that_ends_early_is_a_bug_and_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> object:
+        raise EOFError("no data left")
+
+    monkeypatch.setattr("kdpipe.config.load_recipe", broken)
+    with pytest.raises(EOFError):
+        run(["train-teacher", "--data", "d", "--recipe", "an4", "--out", "o"])
+
+
+def test_workers_without_shared_memory_are_explained() -> None:
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible")
+    message, remedy = explain(error) or ("", "")
+    assert message == "DataLoader worker (pid 7) is killed by signal: Bus error"
+    assert "shm-size" in remedy
+    assert explain(RuntimeError("mat1 and mat2")) is None

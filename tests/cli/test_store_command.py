@@ -86,6 +86,27 @@ def test_convert_copy_merge_diff_card(store: Path, tmp_path: Path) -> None:
     assert "# Teacher store s.zarr" in run("card", store).stdout
 
 
+@pytest.mark.parametrize("target", ["s3://bucket/t.zarr", "file:///tmp/t.zarr"])
+def test_a_url_is_no_folder_of_that_name(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    for arguments in (("convert", store, target), ("merge", store, "--out", target)):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "is a URL; `kdpipe store copy`" in result.stderr
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_card_does_not_take_the_stores_place(tmp_path: Path) -> None:
+    write_targets(tmp_path / "s.h5", make_header(), range(3))
+    finish(tmp_path / "s.h5")
+    result = run("card", tmp_path / "s.h5", "--out", tmp_path / "." / "s.h5")
+    assert result.exit_code == 2
+    assert len(list(open_store(tmp_path / "s.h5"))) == 3
+
+
 def test_errors_reach_the_user(tmp_path: Path) -> None:
     write_targets(tmp_path / "partial.zarr", make_header(), range(3))
     result = run("convert", tmp_path / "partial.zarr", tmp_path / "x.h5")

@@ -22,6 +22,15 @@ def test_torchruns_rank_and_world_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _shard("0/4") == (0, 4)
 
 
+def test_half_of_torchruns_settings_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    assert _shard("") == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(click.BadParameter):
+        _shard("")
+
+
 @pytest.mark.parametrize("text", ["3", "3/3", "a/b", "-1/2", "1/"])
 def test_what_is_no_shard_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):

@@ -249,6 +249,15 @@ def test_lhotse_several_supervisions_are_several_utterances(tmp_path: Path, cut:
     ]
 
 
+def test_lhotse_a_supervision_shorter_than_its_cut_is_the_utterance(
+    tmp_path: Path, cut: Cut
+) -> None:
+    (said,) = cut["supervisions"]
+    part = cut | {"supervisions": [said | {"start": 0.5, "duration": 1.0}]}
+    (found,) = read_split("lhotse", write_cuts(tmp_path / "cuts.jsonl", part))
+    assert (found.id, found.offset, found.duration, found.segment) == (cut["id"], 0.5, 1.0, True)
+
+
 def test_lhotse_paths_may_be_relative_to_the_manifest(tmp_path: Path, cut: Cut) -> None:
     cut["recording"]["sources"][0]["source"] = "wav/rec.wav"
     path = write_cuts(tmp_path / "cuts.jsonl", cut)

@@ -55,6 +55,18 @@ def test_a_part_is_read_by_offset_and_duration(tmp_path: Path) -> None:
     assert len(read_audio(tmp_path / "a.wav", offset=2.0, duration=0.5)) == 0
 
 
+@pytest.mark.parametrize("samples", [0, 2**36 - 1])
+def test_a_flac_that_does_not_say_its_length_is_named(tmp_path: Path, samples: int) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(16000, 0.5), 16000)
+    content = bytearray(path.read_bytes())
+    stated = int.from_bytes(content[18:26], "big") >> 36 << 36 | samples
+    content[18:26] = stated.to_bytes(8, "big")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.flac"):
+        read_audio(path)
+
+
 def test_empty_audio_is_an_empty_waveform(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(0), 44100)
     assert read_audio(tmp_path / "a.wav").shape == (0,)

@@ -22,6 +22,7 @@ from kdpipe.scoring.page import DecodeRun, Material, page_sections, render_page
 from kdpipe.scoring.page.lengths import length_bins, length_rates
 from kdpipe.scoring.page.markup import Html, el, join
 from kdpipe.scoring.page.plot import Axis, dodge, log_axis, plain_ticks
+from kdpipe.scoring.page.rates import comparisons
 from kdpipe.scoring.page.worst import worst_ids
 
 HOSTILE = "\"><script>alert(1)</script><img/src=x/onerror=alert(2)>'&amp;\x00\u202e"
@@ -96,6 +97,26 @@ def test_the_page_allows_only_its_own_script_and_style() -> None:
         assert f"{tag}-src &#x27;sha256-{digest}&#x27;" in policy
     assert not any(value.startswith(("http", "//")) for value in Outline(page).values)
     assert " style=" not in page
+
+
+def test_a_search_that_ran_twice_is_still_compared() -> None:
+    material = made_up()
+    pairs = comparisons(material, "test")
+    plain = {pair[0].name: pair[0] for pair, _ in pairs}
+    again = tuple(replace(decode, name=f"{name}-again") for name, decode in plain.items())
+    twice = replace(material, decodes=(*material.decodes, *again))
+    assert pairs
+    assert len(comparisons(twice, "test")) == 2 * len(pairs)
+
+
+def test_a_student_that_is_not_at_hand_is_no_plain_one() -> None:
+    material = made_up()
+    models = tuple(
+        replace(m, known=False) if m.role == "plain student" else m for m in material.models
+    )
+    assert comparisons(replace(material, models=models), "test") == []
+    page = render_page(replace(material, models=models))
+    assert "plain student" not in page
 
 
 def test_the_figures_are_those_of_the_scores() -> None:

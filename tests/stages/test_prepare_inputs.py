@@ -69,6 +69,14 @@ def test_a_corpus_is_split_by_the_names_it_has(corpus: Corpus) -> None:
     }
 
 
+def test_what_is_held_out_of_training_is_not_trained_on(corpus: Corpus) -> None:
+    (corpus.root / "train_a").rename(corpus.root / "train_nodev")
+    (corpus.root / "train_b").rename(corpus.root / "train_dev")
+    found = read_splits(SplitNames(), corpus)
+    assert [u.id for u in found["train"]] == ["train_a"]
+    assert [u.id for u in found["dev"]] == ["train_b", "valid"]
+
+
 def test_a_corpus_is_split_as_asked(corpus: Corpus) -> None:
     assert ids(SplitNames(("extra",), (), ("test_y",)), corpus) == {
         "train": ["extra"],

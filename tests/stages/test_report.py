@@ -10,6 +10,8 @@ import h5py
 import pytest
 
 from kdpipe.errors import DataError, InputNotFoundError
+from kdpipe.features.cmvn import load_cmvn
+from kdpipe.features.prepared import feature_digest
 from kdpipe.files import read_jsonl, write_jsonl
 from kdpipe.stages.report import gather, write_report
 from kdpipe.stages.report_posteriors import PosteriorSettings
@@ -50,6 +52,7 @@ def test_runs_are_joined_by_content_not_by_name(report_runs: Path, tmp_path: Pat
     assert material.models[0].parameters is not None
     without = gather(runs[1:], (), SETTINGS)
     assert without.models[0].name.startswith("model ")
+    assert without.models[0].role == "student"
     assert without.decodes[0].errors is None
 
 
@@ -114,6 +117,52 @@ def test_without_references_the_unit_is_that_of_the_hypotheses(
         (decode,) = gather([folder], (), SETTINGS).decodes
         assert decode.errors is None
         assert decode.unit == unit
+
+
+def test_splits_of_one_name_but_of_other_speech_are_told_apart(
+    report_runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(report_runs / "decode", tmp_path / "decode")
+    shutil.copytree(report_runs / "decode/student-test", tmp_path / "decode/other-test")
+    file = tmp_path / "decode/other-test/score.json"
+    score = json.loads(file.read_text())
+    file.write_text(json.dumps(score | {"utterances": 999}))
+    record = json.loads((tmp_path / "decode/other-test/run.json").read_text())
+    record["settings"]["data"] = "0123456789abcdef"
+    (tmp_path / "decode/other-test/run.json").write_text(json.dumps(record))
+    found = gather([tmp_path], [report_runs / "data"], SETTINGS).decodes
+    named = {decode.name: decode.report.split for decode in found}
+    assert named["student-test"] == "test (data)"
+    assert named["other-test"] == "test (01234567)"
+    assert {split for split in named.values() if split.startswith("dev")} == {"dev"}
+
+
+def test_others_files_of_these_names_are_no_runs(report_runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(report_runs / "student", tmp_path / "student")
+    for name, content in (
+        ("data.json", '{"rows": []}'), ("score.json", "[1]"), ("model.toml", "a = 1"),
+    ):  # fmt: skip
+        (tmp_path / name[:4]).mkdir()
+        (tmp_path / name[:4] / name).write_text(content)
+    assert [run.name for run in find_runs([tmp_path])] == ["student"]
+
+
+def test_a_store_is_compared_on_the_data_it_was_dumped_from(
+    report_runs: Path, tmp_path: Path
+) -> None:
+    """Of two preparations of one manifest, not on the one with other features."""
+    for name in ("a-other", "b-own", "c-other"):
+        shutil.copytree(report_runs / "data", tmp_path / name)
+        if name != "b-own":
+            content = json.loads((tmp_path / name / "data.json").read_text())
+            content["features"]["channel"] = "first"
+            cmvn = load_cmvn(tmp_path / name / "cmvn.safetensors")
+            content["feature_digest"] = feature_digest(content["features"], cmvn)
+            (tmp_path / name / "data.json").write_text(json.dumps(content))
+    runs = [report_runs / "student", report_runs / "train.zarr"]
+    data = sorted(tmp_path.iterdir())
+    assert gather(runs, data, SETTINGS).agreements
+    assert not gather(runs, [data[0]], SETTINGS).agreements
 
 
 def test_equal_names_are_told_apart(report_runs: Path, tmp_path: Path) -> None:

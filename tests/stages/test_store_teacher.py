@@ -138,14 +138,23 @@ def test_repair_mends_what_cannot_be_opened(
     assert open_store(damaged).digest == digest
 
 
-def test_a_repair_broken_off_in_its_swap_goes_on(
-    tiny_data: PreparedData, teacher: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["swap", "dump"])
+def test_a_repair_that_was_broken_off_goes_on(
+    tiny_data: PreparedData,
+    teacher: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
 ) -> None:
     digest = open_store(store).digest
     shutil.copytree(store, store.with_name("mended.zarr"))
     drop_utterances(store.with_name("mended.zarr"), [next(iter(open_store(store)))])
-    store.rename(store.with_name(".train.zarr.damaged"))
-    store.with_name("mended.zarr").rename(store.with_name(".train.zarr.repair.zarr"))
+    if moment == "swap":
+        store.rename(store.with_name(".train.zarr.damaged"))
+        store.with_name("mended.zarr").rename(store.with_name(".train.zarr.repair.zarr"))
+    else:
+        shutil.rmtree(store)
+        store.with_name("mended.zarr").rename(store)
     where = ["--teacher", str(teacher), "--data", str(tiny_data.folder)]
     command = ["kdpipe", "store", "verify", "--repair", str(store), *where]
     monkeypatch.setattr(sys, "argv", command)

@@ -17,6 +17,7 @@ from kdpipe.store.check import verify_store
 from kdpipe.store.compact import compact_blocks, open_compact
 from kdpipe.store.convert import convert_store
 from kdpipe.store.image import sealed_json
+from kdpipe.store.layout import COLUMN, COLUMNS
 from kdpipe.store.record import pack_record
 
 HEADER = make_header()
@@ -51,6 +52,33 @@ def test_an_index_that_compresses_better_than_checksums_can(compact: Path) -> No
     (compact / "zarr.json").write_bytes(sealed_json(json.dumps(root).encode()))
     with pytest.raises(StoreFormatError, match="table/c/0/0 claims 48000000 bytes"):
         open_compact(compact)
+
+
+def test_ids_that_lie_on_each_other(compact: Path) -> None:
+    size, place = 4 * len(COLUMNS), 4 * COLUMN["id_end"]
+    table = compact / "table/c/0/0"
+    rows = bytearray(Zstd().decode(table.read_bytes()))
+    for row in range(1, COUNT, 2):
+        rows[row * size + place : row * size + place + 4] = bytes(4)
+    content = bytes(Zstd(1).encode(bytes(rows)))
+    table.write_bytes(content)
+    root = json.loads((compact / "zarr.json").read_text())
+    store = root["attributes"]["kdpipe_store"]
+    store.update(checksum="00000000")
+    store["files"]["table/c/0/0"][0] = len(content)
+    (compact / "zarr.json").write_bytes(sealed_json(json.dumps(root).encode()))
+    with pytest.raises(StoreFormatError, match="ids that end before they begin"):
+        open_compact(compact)
+
+
+def test_more_classes_than_the_header_says(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s.zarr", replace(make_header(), top_k=2)) as writer:
+        header = replace(writer.header, top_k=HEADER.top_k)
+        writer.add_record(pack_record(make_targets(0, header), header))
+    finish(tmp_path / "s.zarr")
+    assert not verify_store(tmp_path / "s.zarr").sound
+    with pytest.raises(StoreDamageError, match="more classes than the 2"):
+        open_store(tmp_path / "s.zarr")["utt-00000"]
 
 
 def test_a_record_beyond_reason(compact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

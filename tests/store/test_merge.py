@@ -19,6 +19,7 @@ from kdpipe.store import (
     open_store,
     sparsify,
 )
+from kdpipe.store import merge as module
 from kdpipe.store.check import verify_store
 from kdpipe.store.compare import compare_stores
 from kdpipe.store.compatible import check_compatible
@@ -79,6 +80,35 @@ def test_what_was_merged_before_stays_and_what_others_made_is_refused(tmp_path: 
         assert told == []
         with pytest.raises(StoreFormatError, match="of other stores"):
             merge([source, first], target)
+
+
+@pytest.mark.parametrize("average", [True, False], ids=["average", "join"])
+def test_a_merge_that_was_begun_goes_on_with_its_own_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: bool
+) -> None:
+    seeds = range(3) if average else range(3, 6)
+    a = make_store(tmp_path / "a.zarr", range(3))
+    b = make_store(tmp_path / "b.zarr", seeds, shift=1)
+    other = make_store(tmp_path / "other.zarr", seeds, shift=2)
+    merge, target = average_stores if average else join_stores, tmp_path / "m.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "finish", lambda path: "")
+        merge([a, b], target)
+    with pytest.raises(StoreFormatError, match="begun with other stores"):
+        merge([a, other], target)
+    assert merge([a, b], target) == merge([a, b], tmp_path / "again.zarr")
+
+
+def test_every_sources_licence_binds_the_merged_store(tmp_path: Path) -> None:
+    licences = ("CC BY 4.0", "", "internal")
+    stores = [
+        make_store(tmp_path / f"{n}.zarr", range(n, n + 1), replace(HEADER, licence=licence))
+        for n, licence in enumerate(licences)
+    ]
+    join_stores(stores, tmp_path / "m.zarr")
+    assert open_store(tmp_path / "m.zarr").header.licence == "CC BY 4.0 + not stated + internal"
+    join_stores([stores[0]], tmp_path / "one.zarr")
+    assert open_store(tmp_path / "one.zarr").header.licence == "CC BY 4.0"
 
 
 def test_joining_other_splits_is_recorded(tmp_path: Path) -> None:

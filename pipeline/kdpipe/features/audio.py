@@ -37,7 +37,8 @@ def read_audio(
         with soundfile.SoundFile(str(path)) as source:
             rate = int(source.samplerate)
             frames = _read_part(source, offset, duration)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, ValueError, MemoryError) as error:
+        # The last two: a header that lies about the length, as FLAC from a pipe has it.
         raise DataError(str(path), f"cannot be decoded ({error})", REMEDY) from error
     mono = frames.mean(axis=1) if channel == "mix" else frames[:, 0]
     waveform = torch.from_numpy(np.ascontiguousarray(mono))

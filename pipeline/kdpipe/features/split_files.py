@@ -79,7 +79,7 @@ def map_array(path: Path) -> NDArray[Any]:
     """Map a .npy file read-only, as a plain array."""
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(
             str(path),
             f"damaged prepared data ({getattr(error, 'strerror', None) or error})",

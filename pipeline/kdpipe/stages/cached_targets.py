@@ -27,7 +27,7 @@ __all__ = ["cached_targets", "check_store", "open_targets", "store_lineage"]
 JOINT = 2
 """Column of the joint score in a store's scores: attention, ctc, joint, posterior."""
 REDUMP = "Run teacher-dump again on this data, or train on the data the store was made from"
-AT_ONCE = 4096
+AT_ONCE = 256
 
 
 def open_targets(
@@ -85,7 +85,7 @@ def check_store(
     held = [ids[place] for place in places]
     _check_lengths(store, held, split.frame_counts[places], split.token_counts[places])
     if "tokens" in store.header.streams and store.header.manifest_digest != split.manifest_digest:
-        _check_references(store, held, [split.tokens(place) for place in places])
+        _check_references(store, held, split, places)
 
 
 def _check_lengths(
@@ -113,7 +113,7 @@ def _check_lengths(
 
 
 def _check_references(
-    store: TeacherStore, ids: Sequence[str], tokens: Sequence[tuple[int, ...]]
+    store: TeacherStore, ids: Sequence[str], split: PreparedSplit, places: Sequence[int]
 ) -> None:
     """The decoder's posteriors are of the text that the teacher was given: it must be this one.
 
@@ -123,7 +123,8 @@ def _check_references(
         part = slice(start, start + AT_ONCE)
         batch = store.read_batch(ids[part])
         stored = np.split(batch.references, batch.reference_offsets[1:-1])
-        for name, ours, theirs in zip(ids[part], tokens[part], stored, strict=True):
+        tokens = [split.tokens(place) for place in places[part]]
+        for name, ours, theirs in zip(ids[part], tokens, stored, strict=True):
             if ours and ours != tuple(theirs.tolist()):
                 raise MismatchError(
                     f"the reference tokens of {name}", list(ours), theirs.tolist(), REDUMP

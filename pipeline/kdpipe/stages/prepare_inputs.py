@@ -14,7 +14,12 @@ from kdpipe.errors import ConfigError, InputNotFoundError
 
 __all__ = ["Corpus", "SplitNames", "read_splits"]
 
-PREFIXES = {"train": ("train",), "dev": ("dev", "valid", "val"), "test": ("test", "eval")}
+ROLES = {
+    "train": re.compile(r"train(?![_-]?(dev|val))", re.IGNORECASE),
+    "dev": re.compile(r"(train[_-]?)?(dev|val)", re.IGNORECASE),
+    "test": re.compile(r"test|eval", re.IGNORECASE),
+}
+"""How names of splits begin; `train_dev` is ESPnet's and Kaldi's part that is held out."""
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -39,8 +44,8 @@ def read_splits(names: SplitNames, corpus: Corpus | None) -> dict[str, list[Utte
     """The utterances of the splits "train", "dev", "test" and further test sets.
 
     Without a `corpus` the names are manifests. With one they are its split names; where none
-    is given, every split goes where its name begins: train, dev (or valid), test (or eval). The
-    first test set is "test", each further one is named as its manifest or split.
+    is given, every split goes where its name begins: train, dev (or valid, train_dev), test (or
+    eval). The first test set is "test", each further one is named as its manifest or split.
     Raises `InputNotFoundError`, `DataError` or `ConfigError` naming what is wrong.
     """
     if corpus is None:
@@ -60,8 +65,7 @@ def _read_named(corpus: Corpus, found: dict[str, Path], name: str) -> list[Utter
 
 def _by_prefix(found: dict[str, Path], corpus: Corpus) -> SplitNames:
     roles = {
-        role: tuple(name for name in found if name.lower().startswith(prefixes))
-        for role, prefixes in PREFIXES.items()
+        role: tuple(name for name in found if begins.match(name)) for role, begins in ROLES.items()
     }
     if not any(roles.values()):
         raise InputNotFoundError(

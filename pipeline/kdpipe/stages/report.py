@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from kdpipe.scoring.page import (
     render_page,
 )
 from kdpipe.stages.hf_card import is_hf_teacher
-from kdpipe.stages.report_posteriors import PosteriorSettings, posterior_material
+from kdpipe.stages.report_posteriors import PosteriorSettings, Splits, posterior_material
 from kdpipe.stages.report_runs import FoundRun, find_runs
 from kdpipe.store import open_store, store_info
 
@@ -73,14 +73,15 @@ def gather(runs: Sequence[Path], data: Sequence[Path], settings: PosteriorSettin
     """Read everything that the page shows; run the students on a few stored utterances."""
     found = find_runs([*runs, *data])
     prepared = [(run, PreparedData.open(run.path)) for run in _of(found, "data")]
-    splits = {
-        summary["manifest_digest"]: (opened, name)
-        for _, opened in prepared
-        for name, summary in opened.settings["splits"].items()
-    }
+    splits: dict[str, list[tuple[PreparedData, str]]] = {}
+    homes: dict[str, str] = {}
+    for run, opened in prepared:
+        for name, summary in opened.settings["splits"].items():
+            splits.setdefault(summary["manifest_digest"], []).append((opened, name))
+            homes.setdefault(summary["manifest_digest"], run.name)
     models, digests = _models(_of(found, "model"))
     references = _References(splits)
-    decodes, strangers = _decodes(_of(found, "decode"), digests, references)
+    decodes, strangers = _decodes(_of(found, "decode"), digests, references, homes)
     stores = _of(found, "store")
     students = {run.name: run.path for run in _of(found, "model") if _is_student(run.path)}
     agreements, pictures, notes = posterior_material(
@@ -168,7 +169,7 @@ def _is_student(path: Path) -> bool:
 class _References:
     """Texts of splits by the digest of their manifest, each read once."""
 
-    def __init__(self, splits: Mapping[str, tuple[PreparedData, str]]) -> None:
+    def __init__(self, splits: Splits) -> None:
         self._splits = splits
         self._texts: dict[str, dict[str, str]] = {}
 
@@ -177,17 +178,21 @@ class _References:
         if digest not in self._splits:
             return {}
         if digest not in self._texts:
-            data, name = self._splits[digest]
+            data, name = self._splits[digest][0]
             entries = data.split(name).utterances
             self._texts[digest] = {e.id: e.text for e in entries if e.text is not None}
         return self._texts[digest]
 
 
 def _decodes(
-    runs: Sequence[FoundRun], digests: Mapping[str, str], references: _References
+    runs: Sequence[FoundRun],
+    digests: Mapping[str, str],
+    references: _References,
+    homes: Mapping[str, str],
 ) -> tuple[list[DecodeRun], list[ModelRun]]:
     """Decode outputs, and the models that are known by nothing else."""
     decodes: list[DecodeRun] = []
+    sources: list[str] = []
     strangers: dict[str, ModelRun] = {}
     for run in runs:
         report = read_report(run.path / "score.json")
@@ -197,10 +202,35 @@ def _decodes(
         if digest not in digests:
             kind = {"ar": "ar", "mask-ctc": "mask-ctc"}.get(report.mode, "")
             known = strangers.get(name)
-            strangers[name] = ModelRun(name, (known.kind if known else "") or kind)
-        texts = references.of(str(settings.get("data", "")))
-        decodes.append(_decode(run, name, report, settings, texts))
-    return decodes, list(strangers.values())
+            kind = (known.kind if known else "") or kind
+            strangers[name] = ModelRun(name, kind, known=False)
+        sources.append(str(settings.get("data", "")))
+        decodes.append(_decode(run, name, report, settings, references.of(sources[-1])))
+    return _told_apart(decodes, sources, homes), list(strangers.values())
+
+
+def _told_apart(
+    decodes: Sequence[DecodeRun], sources: Sequence[str], homes: Mapping[str, str]
+) -> list[DecodeRun]:
+    """Splits of one name but of other speech get the name of their data as well.
+
+    By what was spoken: the same speech with other features is the same split.
+    """
+    kinds: dict[str, dict[tuple[int, int], str]] = {}
+    for decode, source in zip(decodes, sources, strict=True):
+        home = homes.get(source) or source[:8] or decode.name
+        kinds.setdefault(decode.report.split, {}).setdefault(_spoken(decode.report), home)
+    return [
+        replace(d, report=replace(d.report, split=f"{d.report.split} ({found[_spoken(d.report)]})"))
+        if len(found := kinds[d.report.split]) > 1
+        else d
+        for d in decodes
+    ]
+
+
+def _spoken(report: ScoreReport) -> tuple[int, int]:
+    """Utterances of a split, also those that could not be decoded, and their words."""
+    return report.utterances + report.skipped, report.wer.reference if report.wer else 0
 
 
 def _run_settings(path: Path) -> Json:

@@ -36,7 +36,8 @@ BATCH = 8
 PIECES = {"<blank>": "blank", "\u2581": "space"}
 """Pieces that are no text, as the heat map labels them."""
 Array = NDArray[np.float64]
-Splits = Mapping[str, tuple[PreparedData, str]]
+Splits = Mapping[str, Sequence[tuple[PreparedData, str]]]
+"""Every preparation of a split at hand, by the digest of its manifest."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def posterior_material(
             notes.append(f"The data that the store {name} was dumped from is not among the runs:"
                          " give it with `--data DATA`.")  # fmt: skip
             continue
-        data, split_name = splits[store.header.manifest_digest]
+        data, split_name = _best_fitting(splits[store.header.manifest_digest], store)
         split = data.split(split_name)
         fitting = _fitting(name, store, bundles, data, notes)
         ids = _sample(store, split, settings.sample)
@@ -93,6 +94,15 @@ def posterior_material(
             agreements += found
             pictures += drawn
     return tuple(agreements), tuple(pictures), tuple(notes)
+
+
+def _best_fitting(
+    candidates: Sequence[tuple[PreparedData, str]], store: TeacherStore
+) -> tuple[PreparedData, str]:
+    """The preparation that the store was dumped from, or else any."""
+    wanted = store.header.feature_digest
+    same = [candidate for candidate in candidates if candidate[0].feature_digest == wanted]
+    return [*same, *candidates][0]
 
 
 def _fitting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ from kdpipe.store.zarr_backend import MAX_METADATA
 __all__ = ["FoundRun", "RunKind", "find_runs", "run_kind"]
 
 RunKind = Literal["model", "decode", "store", "data"]
-MARKS: tuple[tuple[RunKind, str], ...] = (
-    ("model", "model.toml"),
-    ("decode", "score.json"),
-    ("data", "data.json"),
+MARKS: tuple[tuple[RunKind, str, frozenset[str]], ...] = (
+    ("model", "model.toml", frozenset({"format_version"})),
+    ("decode", "score.json", frozenset({"split"})),
+    ("data", "data.json", frozenset({"format_version", "splits"})),
 )
-"""Files of which each makes a folder a run of its kind."""
+"""Files of which each makes a folder a run of its kind, and keys that no stranger's has."""
 LOG = "train.jsonl"
 RECORD_TYPES = ("step", "epoch")
 LONGEST_RECORD = 1 << 16
@@ -49,7 +50,24 @@ def run_kind(path: Path) -> RunKind | None:
         return "store" if _holds_store(path) else None
     if _is_training_log(path / LOG):
         return "model"
-    return next((kind for kind, name in MARKS if (path / name).is_file()), None)
+    return next((kind for kind, name, keys in MARKS if _is_ours(path / name, keys)), None)
+
+
+def _is_ours(path: Path, keys: frozenset[str]) -> bool:
+    """Whether a file is there and has the keys; one that cannot be read passes, to be named."""
+    if not path.is_file():
+        return False
+    try:
+        content = path.read_bytes()
+        table: object = (
+            tomllib.loads(content.decode()) if path.suffix == ".toml" else json.loads(content)
+        )
+    except (OSError, ValueError, RecursionError):
+        return True
+    if not isinstance(table, dict):
+        return False
+    # A Hugging Face teacher's model.toml says its kind first.
+    return keys <= table.keys() or (path.suffix == ".toml" and "kind" in table)
 
 
 def _is_training_log(path: Path) -> bool:

@@ -112,7 +112,6 @@ def _writer(out: Path, header: StoreHeader, shard: Shard) -> StoreWriter | None:
     except StoreFormatError:
         if store_state(out) != "complete":
             raise
-        finish(out)  # Takes away what this writer has laid down beside it.
         return None
 
 
@@ -141,7 +140,11 @@ def _patiently(attempt: Callable[[], T], seconds: float) -> T:
 
 
 def _check_complete(out: Path, header: StoreHeader, licence: str) -> bool:
-    """A complete store must be the one that was asked for."""
+    """A complete store must be the one that was asked for.
+
+    What a killed or late writer has left beside it is taken away.
+    """
+    finish(out)
     made = open_store(out).header
     changes = settings_changes(made.identity(), header.identity())
     if changes:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,8 @@ def open_compact(path: Path) -> CompactImage:
         table = _plain(path, "table/c/0/0", files, 4 * len(COLUMNS) * count)
         rows = table.view("<u4").reshape(count, len(COLUMNS))
         ends = rows[:, COLUMN["id_end"]].tolist()
+        if any(end <= begin for begin, end in pairwise([0, *ends])):
+            raise ValueError("ids that end before they begin")
         ids = _plain(path, "ids/c/0", files, ends[-1] if ends else 0)
         _require_possible(rows, Widths.of(header))
     except (KeyError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.errors import InputNotFoundError, StoreIncompleteError
-from kdpipe.store.blocks import mapped_blocks
+from kdpipe.store.blocks import checked, mapped_blocks
 from kdpipe.store.hdf5_backend import write_hdf5
 from kdpipe.store.index import ContentDigest, build_index
 from kdpipe.store.journal import (
@@ -36,8 +36,9 @@ def finish(path: Path, expected: Iterable[str] | None = None) -> str:
     """Complete the store at `path` and return its content digest; repeating it does no harm.
 
     With `expected` every one of these utterances must be there. Raises `BusyOutputError` while a
-    writer is at work, `StoreIncompleteError` when utterances are missing and `StoreWriteError`
-    when the disk refuses: then nothing is lost, and `finish` may be called again.
+    writer is at work, `StoreIncompleteError` when utterances are missing, `StoreDamageError` when
+    records are not what was written and `StoreWriteError` when the disk refuses: then nothing is
+    lost, and `finish` may be called again.
     """
     working = working_folder(path)
     if store_state(path) == "partial":
@@ -72,7 +73,8 @@ def _finish(path: Path, working: Path, expected: set[str]) -> None:
         write_zarr_metadata(path, header, digest, index, files, shard_bytes)
         return
     image = image_of_ledger(path, working, header, ledger, shard_bytes, index)
-    write_hdf5(path, header, digest, index, mapped_blocks(image))
+    # What is taken over is read for the last time: the parts go when the file is there.
+    write_hdf5(path, header, digest, index, checked(mapped_blocks(image), path, header, digest))
 
 
 def _digest(header: StoreHeader, ledger: Ledger, order: NDArray[np.int64]) -> str:

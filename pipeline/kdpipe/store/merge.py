@@ -13,9 +13,10 @@ from kdpipe.errors import MismatchError, StoreFormatError
 from kdpipe.store.blocks import checked
 from kdpipe.store.convert import all_blocks, open_any
 from kdpipe.store.finish import finish
+from kdpipe.store.journal import read_working_header
 from kdpipe.store.layout import Widths
 from kdpipe.store.pairs import mean_posterior
-from kdpipe.store.paths import store_state
+from kdpipe.store.paths import store_state, working_folder
 from kdpipe.store.reader import TeacherStore, open_store
 from kdpipe.store.repair import record_at
 from kdpipe.store.schema import (
@@ -61,6 +62,7 @@ def join_stores(
         split="+".join(splits),
         manifest_digest=_joint_digest([h.manifest_digest for h in headers]),
         lineage=tuple(str(image.digest) for image in images),
+        licence=_joint_licence(headers),
         created="",
         kdpipe_version="",
         expected_utterances=0,
@@ -128,9 +130,15 @@ def average_stores(
 def _made_before(target: Path, header: StoreHeader) -> str | None:
     """The digest of `target` where it is complete and of these sources; None where it is not.
 
-    Raises `StoreFormatError` for a complete store of others.
+    Raises `StoreFormatError` for a store of others, complete or begun.
     """
-    if store_state(target) != "complete":
+    state = store_state(target)
+    if state == "partial":
+        begun, _ = read_working_header(working_folder(target))
+        if begun.lineage != header.lineage:
+            problem = "was begun with other stores"
+            raise StoreFormatError(target, problem, "Remove it, or give another --out")
+    if state != "complete":
         return None
     made = open_any(target)
     ours, theirs = ((h.lineage, h.score_definitions) for h in (header, made.header))
@@ -154,6 +162,7 @@ def _average_header(stores: Sequence[TeacherStore]) -> StoreHeader:
         id_bytes=0,
         score_definitions=dict(AVERAGE_DEFINITIONS),
         lineage=tuple(str(store.digest) for store in stores),
+        licence=_joint_licence(headers),
         created="",
         kdpipe_version="",
         expected_utterances=0,
@@ -222,6 +231,12 @@ def _require_equal(sources: Sequence[Path], headers: Sequence[StoreHeader], free
                     theirs[name],
                     "Merge stores that were dumped with the same settings",
                 )
+
+
+def _joint_licence(headers: Sequence[StoreHeader]) -> str:
+    """Every source's licence binds whoever takes the merged store."""
+    distinct = list(dict.fromkeys(header.licence for header in headers))
+    return distinct[0] if len(distinct) == 1 else " + ".join(x or "not stated" for x in distinct)
 
 
 def _joint_digest(digests: Sequence[str]) -> str:

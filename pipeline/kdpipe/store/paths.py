@@ -78,4 +78,6 @@ def is_compact(path: Path) -> bool:
 
 def _is_bare(place: Path) -> bool:
     """Whether a folder holds no more than a writer has that was killed before its header."""
-    return place.is_dir() and {entry.name for entry in place.iterdir()} <= {"journal", "records"}
+    if not place.is_dir() or {entry.name for entry in place.iterdir()} - {"journal", "records"}:
+        return False
+    return not any((place / "journal").glob("*.jsonl"))

@@ -170,6 +170,8 @@ def _decode_rows(
     flagged = np.flatnonzero(words & words.dtype.type(widths.flag))
     counts = words & words.dtype.type(widths.flag - 1)
     _require(not len(counts) or bool(counts.min()), "a row without classes")
+    most = int(counts.max(initial=0))
+    _require(most <= header.top_k, f"more classes than the {header.top_k} of the header")
     offsets = [_offsets(lengths[:, COLUMN[name]]) for name in ("frames", "tokens")]
     class_offsets = [
         _offsets(lengths[:, COLUMN[name]]) for name in ("frame_classes", "token_classes")

@@ -188,6 +188,8 @@ def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
     if _is_taken(remote, target):
         _require_whole(remote, target)
         return remote.digest
+    if working_folder(target) != target and working_folder(target).exists():
+        raise OutputConflictError(target, (), "is under construction")
     system = fsspec.filesystem("file")
     partial = target.with_name(f".{target.stem}.copying{target.suffix}")
     with _reached(str(target), writing=True):

@@ -165,14 +165,29 @@ class StoreWriter:
         except KdpipeError:
             raise
         except OSError as error:
+            self._refuse_complete()
             raise write_failure(self.path, error) from error
         changes = _changes(begun, header)
         if changes:
             raise OutputConflictError(self.path, changes)
-        self._locks.enter_context(
-            working_lock(self._working, "writers.lock", shared=True, wait=False)
-        )
+        self._join()
         return begun, begun_bytes
+
+    def _join(self) -> None:
+        """Hold the writers' lock; another may have finished the store a moment before."""
+        lock = working_lock(self._working, "writers.lock", shared=True, wait=False)
+        try:
+            self._locks.enter_context(lock)
+            self._refuse_complete()
+        except OSError as error:
+            self._locks.close()
+            self._refuse_complete()
+            if isinstance(error, KdpipeError):
+                raise
+            raise write_failure(self.path, error) from error
+        except StoreFormatError:
+            self._locks.close()
+            raise
 
     def _refuse_complete(self) -> None:
         if store_state(self.path) == "complete":

@@ -69,9 +69,11 @@ def seal_shards(working: Path, shards: Mapping[int, tuple[int, int]], shard_byte
     files: Files = {}
     for number, (length, checksum) in sorted(shards.items()):
         ending = _shard_ending(length, shard_bytes)
+        part = f"records/c/{number}"
+        if not shard_path(working, number).is_file():
+            raise StoreDamageError(working, part, "is gone")
         with shard_path(working, number).open("r+b") as handle:
             if handle.seek(0, os.SEEK_END) < length:
-                part = f"records/c/{number}"
                 raise StoreDamageError(working, part, f"is cut short of {length} bytes")
             handle.truncate(length)
             handle.seek(length)
@@ -79,7 +81,7 @@ def seal_shards(working: Path, shards: Mapping[int, tuple[int, int]], shard_byte
             handle.flush()
             os.fsync(handle.fileno())
         total = length + len(ending)
-        files[f"records/c/{number}"] = (total, google_crc32c.extend(checksum, ending))
+        files[part] = (total, google_crc32c.extend(checksum, ending))
     for path in shard_path(working, 0).parent.iterdir():
         if f"records/c/{path.name}" not in files:
             path.unlink()

@@ -85,13 +85,14 @@ def _cut_utterances(cut: Mapping[str, Any], folder: Path, where: str) -> list[Ut
     audio = _audio_path(cut["recording"]["sources"][0], folder, where)
     total, start = float(cut["recording"]["duration"]), float(cut["start"])
     supervisions = cut.get("supervisions", [])
-    if len(supervisions) > 1:
-        return [
-            _utterance(s["id"], audio, start + float(s["start"]), float(s["duration"]), total, s)
-            for s in supervisions
-        ]
-    labels = supervisions[0] if supervisions else {}
-    return [_utterance(cut["id"], audio, start, float(cut["duration"]), total, labels)]
+    whole = _utterance(cut["id"], audio, start, float(cut["duration"]), total, {})
+    if not supervisions:
+        return [whole]
+    names = [cut["id"]] if len(supervisions) == 1 else [s["id"] for s in supervisions]
+    return [
+        _utterance(name, audio, start + float(s["start"]), float(s["duration"]), total, s)
+        for name, s in zip(names, supervisions, strict=True)
+    ]
 
 
 def _require_plain(cut: Mapping[str, Any], where: str) -> None:

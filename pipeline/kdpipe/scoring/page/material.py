@@ -33,7 +33,8 @@ class ModelRun:
 
     kind: "ar", "mask-ctc", or "" while its training has not finished. epochs: the `epoch` records
     of train.jsonl. stage_starts: epochs (from 1) at which a further stage of the schedule begins.
-    teachers: names of those whose stored targets it learned from.
+    teachers: names of those whose stored targets it learned from. known: whether the model itself
+    is at hand; of one that is not, nobody can say what it learned from.
     """
 
     name: str
@@ -42,12 +43,15 @@ class ModelRun:
     teachers: tuple[str, ...] = ()
     epochs: tuple[Mapping[str, Any], ...] = ()
     stage_starts: tuple[int, ...] = ()
+    known: bool = True
 
     @property
     def role(self) -> str:
         """What the model is to the others."""
         if self.kind == "ar":
             return "autoregressive teacher"
+        if self.kind == "mask-ctc" and not self.known:
+            return "student"
         if self.kind == "mask-ctc":
             return "distilled student" if self.teachers else "plain student"
         return "model"

@@ -13,6 +13,7 @@ __all__ = [
     "legend",
     "model_order",
     "percent",
+    "plain_labels",
     "search_labels",
     "short_search",
     "splits",
@@ -29,12 +30,14 @@ SETTINGS = {
     "ctc_rescoring": ("mask-ctc", "CTC rescoring {}"),
     "ctc_weight": ("ar", "CTC weight {}"),
 }
-ROLES = {"autoregressive teacher": 0, "plain student": 1, "distilled student": 2, "model": 3}
+ROLES = (
+    "autoregressive teacher", "plain student", "distilled student", "student", "model",
+)  # fmt: skip
 
 
 def model_order(models: Sequence[ModelRun]) -> list[ModelRun]:
     """Teachers, plain students, distilled students; by name inside each."""
-    return sorted(models, key=lambda model: (ROLES[model.role], model.name))
+    return sorted(models, key=lambda model: (ROLES.index(model.role), model.name))
 
 
 def colours(models: Sequence[ModelRun]) -> dict[str, str]:
@@ -90,13 +93,18 @@ def decode_order(material: Material, split: str) -> list[DecodeRun]:
     ))  # fmt: skip
 
 
-def search_labels(decodes: Sequence[DecodeRun]) -> list[str]:
+def plain_labels(decodes: Sequence[DecodeRun]) -> list[str]:
     """The search of each output, with those settings in which the outputs differ."""
     varied = {
         key: {d.search.get(key) for d in decodes if d.report.mode == mode}
         for key, (mode, _) in SETTINGS.items()
     }
-    labels = [_search_label(decode, varied) for decode in decodes]
+    return [_search_label(decode, varied) for decode in decodes]
+
+
+def search_labels(decodes: Sequence[DecodeRun]) -> list[str]:
+    """Those, and the output's name where one model has several of a search."""
+    labels = plain_labels(decodes)
     named = list(zip((d.model for d in decodes), labels, strict=True))
     return [
         f"{text} ({decode.name})" if named.count((decode.model, text)) > 1 else text

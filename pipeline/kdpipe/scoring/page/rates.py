@@ -10,7 +10,14 @@ from kdpipe.scoring.bootstrap import Comparison, compare_systems
 from kdpipe.scoring.errors import ErrorCounts
 from kdpipe.scoring.page.markup import Html, el, join
 from kdpipe.scoring.page.material import DecodeRun, Material, Section
-from kdpipe.scoring.page.names import colours, decode_order, percent, search_labels, splits
+from kdpipe.scoring.page.names import (
+    colours,
+    decode_order,
+    percent,
+    plain_labels,
+    search_labels,
+    splits,
+)
 from kdpipe.scoring.page.tabs import tabs
 
 __all__ = ["bars_section", "comparisons", "summary_section"]
@@ -120,7 +127,7 @@ def comparisons(material: Material, split: str) -> list[tuple[Pair, Comparison]]
     """
     roles = {model.name: model.role for model in material.models}
     decodes = decode_order(material, split)
-    labelled = list(zip(decodes, search_labels(decodes), strict=True))
+    labelled = list(zip(decodes, plain_labels(decodes), strict=True))
     pairs = [
         (plain, other, search)
         for plain, search in labelled
