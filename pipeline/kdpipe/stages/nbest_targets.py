@@ -7,11 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from kdpipe.losses.sequence import BLANK
 from kdpipe.store import StoredHypothesis
 
 __all__ = ["as_stored", "is_alignable", "nbest_status", "pseudo_label"]
-
-BLANK = 0
 
 
 def as_stored(
