@@ -23,8 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def shared() -> Path:
     """The folder with `corpora/` and `golden/` ($KDPIPE_SHARED, default ../shared)."""
     folder = Path(os.environ.get("KDPIPE_SHARED", REPOSITORY.parent / "shared")).resolve()
-    if not (folder / "corpora").is_dir():
-        pytest.skip(f"no shared speech at {folder}: set KDPIPE_SHARED to run this test")
+    if not ((folder / "corpora").is_dir() and (folder / "golden").is_dir()):
+        pytest.skip(f"no corpora/ and golden/ at {folder}: set KDPIPE_SHARED to run this test")
     return folder
 
 

@@ -43,6 +43,9 @@ def test_full_corpus_recipes_carry_the_papers_schedule(name: str) -> None:
     ]
     assert stages == [(80, 1.0, 0.0, 0.5, 0.3), (20, 1.0, 1.0, 0.5, 0.5)]
     assert recipe.distillation.nbest == 10
+    assert recipe.distillation.scale == recipe.teacher.scale == "paper"
+    assert recipe.student.training.ctc_weight == 0.3
+    assert recipe.student.training.average_last == 5
     assert recipe.teacher.training.ctc_weight == 0.3
     assert recipe.teacher.training.average_last == 5
     sizes = {"aishell1": ("M", "XS"), "librispeech": ("L", "S")}[name]

@@ -16,7 +16,9 @@ __all__ = ["command"]
 @training_options
 @click.option(
     "--targets",
+    "stores",
     type=click.Path(),
+    multiple=True,
     metavar="STORE",
     help="Teacher store (.zarr, .h5 or a URL). Without it: the plain student.",
 )
@@ -38,7 +40,7 @@ def command(
     overrides: tuple[str, ...],
     out: Path,
     tensorboard: str | None,
-    targets: str | None,
+    stores: tuple[str, ...],
     online_teacher: Path | None,
     allow_partial: bool,
     seed: int,
@@ -55,6 +57,9 @@ def command(
       kdpipe train-student --data exp/data --recipe an4 --out exp/student \\
         --targets exp/train.zarr
     """
+    if len(stores) > 1:
+        raise click.UsageError("Give one --targets: `kdpipe store merge` joins several stores.")
+    targets = stores[0] if stores else None
     if targets and online_teacher:
         raise click.UsageError("Give either --targets or --online-teacher.")
     if not targets:

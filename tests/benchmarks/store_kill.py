@@ -27,7 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 from tests.store.contract import assert_same_targets, make_header, make_targets  # noqa: E402
 
-from kdpipe.errors import BusyOutputError, KdpipeError, StoreIncompleteError  # noqa: E402
+from kdpipe.errors import (  # noqa: E402
+    BusyOutputError,
+    KdpipeError,
+    StoreFormatError,
+    StoreIncompleteError,
+)
 from kdpipe.store import StoreWriter, finish, open_store, store_state  # noqa: E402
 from kdpipe.store.check import verify_store  # noqa: E402
 
@@ -65,17 +70,27 @@ class Outcome:
 def write_part(path: Path, index: int, count: int) -> None:
     """A writer process: its part of the utterances, each id printed once it is acknowledged."""
     with contextlib.suppress(BusyOutputError, StoreIncompleteError):
-        if store_state(path) != "complete":
-            with StoreWriter(path, HEADER, f"{index}of{count}", **SHARDS) as writer:
-                done = writer.done_ids()
-                for seed in range(index, UTTERANCES, count):
-                    targets = make_targets(seed, HEADER)
-                    if targets.id not in done and writer.add(targets):
-                        writer.flush()
-                        print(targets.id, flush=True)
+        try:
+            add_part(path, index, count)
+        except StoreFormatError:
+            if store_state(path) != "complete":  # Unless another has finished it meanwhile.
+                raise
         print("finishing", flush=True)
         finish(path, expected=[f"utt-{seed:05d}" for seed in range(UTTERANCES)])
     print("end", flush=True)
+
+
+def add_part(path: Path, index: int, count: int) -> None:
+    """Add what the part still lacks."""
+    if store_state(path) == "complete":
+        return
+    with StoreWriter(path, HEADER, f"{index}of{count}", **SHARDS) as writer:
+        done = writer.done_ids()
+        for seed in range(index, UTTERANCES, count):
+            targets = make_targets(seed, HEADER)
+            if targets.id not in done and writer.add(targets):
+                writer.flush()
+                print(targets.id, flush=True)
 
 
 def start_writers(path: Path, count: int) -> list[subprocess.Popen[str]]:
@@ -107,7 +122,8 @@ def attempt(path: Path, writers: int, delay: float, known: set[str], outcome: Ou
         printed = process.stdout.read().split("\n") if process.stdout else []
         outcome.killed_while_finishing += "finishing" in printed and "end" not in printed
         lines += printed
-        process.wait()
+        if process.wait() not in (0, -signal.SIGKILL):
+            outcome.problems.append(f"a writer ended by itself with {process.returncode}")
         if process.stdout:
             process.stdout.close()
     return acknowledged_in(lines)
@@ -143,9 +159,11 @@ def read_some(path: Path, known: set[str], outcome: Outcome) -> None:
 def one_round(path: Path, writers: int, kills: int, chance: random.Random, out: Outcome) -> None:
     """Kill and resume until the store is finished or enough were killed, then look at it."""
     acknowledged: set[str] = set()
-    while store_state(path) != "complete" and out.kills < kills:
+    while store_state(path) != "complete" and out.kills < kills and not out.problems:
         count = writers if chance.random() < 0.7 else chance.randint(1, writers + 1)
         acknowledged |= attempt(path, count, chance.uniform(0.0, 0.25), acknowledged, out)
+    if out.problems:
+        return
     if store_state(path) != "complete":
         for process in start_writers(path, 1):
             acknowledged |= {line for line in process.communicate()[0].split() if "utt-" in line}
@@ -174,10 +192,10 @@ def kill_series(folder: Path, backend: str, writers: int, kills: int, seed: int 
     chance = random.Random(f"{backend} {writers} {seed}")
     outcome = Outcome(backend, writers)
     started = time.monotonic()
-    while outcome.kills < kills:
+    while outcome.kills < kills and not outcome.problems:
         path = folder / f"round{outcome.rounds}.{'zarr' if backend == 'zarr' else 'h5'}"
         one_round(path, writers, kills, chance, outcome)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
 

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.store.contract import make_header, write_targets
 
+from kdpipe.store import finish
 from kdpipe_cli.failures import explain
 from kdpipe_cli.main import COMMANDS, cli, main, run
 
@@ -41,8 +43,14 @@ def test_help_does_not_import_torch() -> None:
         assert name in result.stdout
 
 
-def test_reading_a_store_does_not_import_torch() -> None:
-    code = "import sys, kdpipe; kdpipe.open_store; assert 'torch' not in sys.modules"
+def test_reading_a_store_does_not_import_torch(tmp_path: Path) -> None:
+    write_targets(tmp_path / "s.zarr", make_header(), range(3))
+    finish(tmp_path / "s.zarr")
+    code = (
+        f"import sys, kdpipe; s = kdpipe.open_store({str(tmp_path / 's.zarr')!r})\n"
+        "assert len(s[s.ids[0]].nbest) and len(s.read_batch(list(s)).references)\n"
+        "assert 'torch' not in sys.modules"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
@@ -62,6 +70,14 @@ def test_reading_a_store_does_not_import_torch() -> None:
             ),
             2,
             "Give either --targets or --online-teacher",
+        ),
+        (
+            (
+                "train-student", "--data", "d", "--recipe", "an4", "--out", "o",
+                "--targets", "s", "--targets", "t",
+            ),
+            2,
+            "kdpipe store merge",
         ),
         (("decode", "--model", "m", "--out", "o", "--beam", "0", "a.wav"), 2, "--beam"),
         (("decode", "--model", "none", "--out", "OUT", "a.wav"), 1, "no audio file"),

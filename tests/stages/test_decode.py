@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from kdpipe.corpus.manifest import read_manifest
-from kdpipe.errors import DataError, MismatchError
+from kdpipe.errors import DataError, MismatchError, OutputConflictError
 from kdpipe.features.audio import Channel, read_audio
 from kdpipe.features.prepared import PreparedData
 from kdpipe.files import read_json, read_jsonl
@@ -75,6 +75,26 @@ def test_a_complete_folder_is_told_again_and_not_written(
     (tmp_path / "split" / "hyp.jsonl").unlink()
     with pytest.raises(DataError, match=r"hyp\.jsonl is gone"):
         both()
+
+
+def test_the_same_manifest_of_other_recordings_is_refused(
+    tiny_data: PreparedData, student: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    manifest = tiny_manifest(corpus, 6, 2)
+    audio = sorted(path for path in corpus.rglob("*") if path.suffix in (".wav", ".flac"))
+    for name in ("a", "b"):
+        splits = {"test": read_manifest(manifest)}
+        prepare(splits, tmp_path / name, PrepareSettings(like=student), workers=0)
+        for path in audio:
+            samples, rate = soundfile.read(path)
+            soundfile.write(path, samples[::-1] / 2, rate)
+    a, b = (PreparedData.open(tmp_path / name).split("test") for name in ("a", "b"))
+    assert a.manifest_digest == b.manifest_digest
+    decode_split(student, tmp_path / "a", "test", tmp_path / "out", GREEDY, CPU)
+    decode_split(student, tmp_path / "a", "test", tmp_path / "out", GREEDY, CPU)
+    with pytest.raises(OutputConflictError, match="content_digest"):
+        decode_split(student, tmp_path / "b", "test", tmp_path / "out", GREEDY, CPU)
 
 
 def test_a_split_of_another_channel_than_the_models_is_refused(

@@ -65,7 +65,8 @@ def decode_split(
     require_same_filterbank(bundle, prepared)
     require_same_channel(bundle, prepared)
     chosen = prepared.split(split)
-    record = _record(bundle, settings, runtime, {"split": split, "data": chosen.manifest_digest})
+    what: dict[str, object] = {"split": split, "data": chosen.manifest_digest, **chosen.content}
+    record = _record(bundle, settings, runtime, what)
     places, rejected = _searchable(chosen, bundle, settings)
     utterances = [chosen.utterance(place) for place in places]
     with claimed(out, record) as complete:
@@ -353,12 +354,13 @@ def _finish(
         lines.append({**line, "nbest": nbest} if settings.nbest > 1 else line)
     write_jsonl(out / "hyp.jsonl", lines)
     hypotheses = {str(line["id"]): str(line["text"]) for line in lines}
+    mode = resolve_mode(settings.mode, bundle.model.config.kind)
     report = score_report(
         references,
         {i: hypotheses[i] for i in references},
         split=split,
-        mode=resolve_mode(settings.mode, bundle.model.config.kind),
-        beam=settings.beam,
+        mode=mode,
+        beam=1 if mode == "ctc" else settings.beam,
         utterances=len(lines),
         skipped=skipped,
         audio_seconds=audio_seconds,

@@ -227,10 +227,17 @@ def _finish(folder: Path, done: _Progress, reasons: Mapping[str, int], dim: int)
         "unlabelled": sum(record["text"] is None for record in done.accepted),
         "rejected": dict(sorted(reasons.items())),
         "manifest_digest": _manifest_digest(done.accepted),
+        "content_digest": _content_digest(folder / FEATURES),
     }
     write_json(folder / SUMMARY, summary)
     (folder / JOURNAL).unlink(missing_ok=True)
     return summary
+
+
+def _content_digest(features: Path) -> str:
+    """Hex SHA-256 of the features: the same manifest may stand for other recordings."""
+    with features.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _manifest_digest(records: Sequence[Mapping[str, Any]]) -> str:

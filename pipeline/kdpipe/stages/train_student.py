@@ -138,6 +138,7 @@ def _settings(
         "distillation": to_table(recipe.distillation),
         "targets": [entry.store_digest for entry in lineage],
         "train_digest": prepared.split("train").manifest_digest,
+        **prepared.split("train").content,
         "feature_digest": prepared.feature_digest,
         "seed": seed,
     }

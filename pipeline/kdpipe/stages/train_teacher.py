@@ -58,6 +58,7 @@ def train_teacher(
         "teacher": to_table(recipe.teacher),
         "specaugment": to_table(recipe.specaugment),
         "train_digest": prepared.split("train").manifest_digest,
+        **prepared.split("train").content,
         "feature_digest": prepared.feature_digest,
         "seed": seed,
     }
