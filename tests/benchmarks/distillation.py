@@ -35,6 +35,11 @@ TEACHERS = {
     "teacher-dropout-0.3": ("teacher.model.dropout=0.3", "teacher.training.epochs=36"),
     "teacher-kernel-15": ("teacher.model.kernel=15",),
     "teacher-60-epochs": ("teacher.model.dropout=0.3", "teacher.training.epochs=60"),
+    "teacher-30-epochs": (
+        "teacher.model.dropout=0.1",
+        "teacher.training.epochs=30",
+        "teacher.training.learning_rate=2e-3",
+    ),
 }
 """The teachers, each with what it changes in the recipe. Most rows learn from the first."""
 SAME = (
@@ -98,6 +103,7 @@ ROWS = {
     "plain-2e-3": Row((*DROPOUT, "student.training.learning_rate=2e-3"), None),
     "dropout-0.3-teacher": Row((), "dropout-0.3"),
     "60-epochs-teacher": Row((), "60-epochs"),
+    "30-epochs-teacher": Row((), "30-epochs"),
     "mean-teacher": Row((), "mean"),
     "plain-kernel-15": Row((*DROPOUT, "student.model.kernel=15"), None),
     "kernel-15": Row(("student.model.kernel=15",), "kernel-15"),
@@ -141,6 +147,7 @@ STORES = {
     "dropout-0.3": ("teacher-dropout-0.3",),
     "kernel-15": ("teacher-kernel-15",),
     "60-epochs": ("teacher-60-epochs",),
+    "30-epochs": ("teacher-30-epochs",),
     "paper-low-floor": ("teacher-paper", "--codec", "fp16", "--min-prob", "1e-6"),
     "low-floor": ("teacher", "--codec", "fp16", "--min-prob", "1e-6"),
     "top-1": ("teacher", "--top-k", "1"),

@@ -35,6 +35,8 @@ STEPS = (
     ("plain-20-epochs", "plain-dropout-0"), ("plain-dropout-0", "fs-kd-20-epochs"),
     ("plain-20-epochs", "plain-dropout-0.2"),
     ("plain-dropout-0", "plain-dropout-0-40-epochs"), ("plain-dropout-0-40-epochs", "small-plain"),
+    ("small-plain", "30-epochs-teacher"), ("small-fs-kd", "30-epochs-teacher"),
+    ("small-plain", "same-plain"),
     ("small-plain", "60-epochs-teacher"), ("plain-2e-3", "small-fs-kd"),
     ("small-fs-kd", "dropout-0.3-teacher"), ("plain-kernel-15", "small-plain"),
     ("kernel-15", "small-fs-kd"), ("plain-kernel-15", "kernel-15"),
