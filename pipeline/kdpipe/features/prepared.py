@@ -69,10 +69,8 @@ class PreparedSplit:
         self.folder = folder
         self.summary = dict(summary)
         self.manifest_digest: str = summary["manifest_digest"]
-        self.content: dict[str, str] = {
-            key: str(value) for key, value in summary.items() if key == "content_digest"
-        }
-        """The digest of the features themselves, of which older data has none."""
+        digest = summary.get("content_digest")  # Older data has none.
+        self.content: dict[str, str] = {"content_digest": digest} if digest else {}
         self._arrays = {
             name: map_array(folder / f"{name}.npy")
             for name in ("frame_offsets", "token_offsets", "tokens", "ids", "id_order")

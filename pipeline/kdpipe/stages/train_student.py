@@ -130,6 +130,7 @@ def _settings(
     seed: int,
 ) -> dict[str, object]:
     """What a resumed training must agree in."""
+    train = prepared.split("train")
     return {
         "command": "train-student",
         "tokenizer": tokenizer.fingerprint,
@@ -137,8 +138,8 @@ def _settings(
         "specaugment": to_table(recipe.specaugment),
         "distillation": to_table(recipe.distillation),
         "targets": [entry.store_digest for entry in lineage],
-        "train_digest": prepared.split("train").manifest_digest,
-        **prepared.split("train").content,
+        "train_digest": train.manifest_digest,
+        **train.content,
         "feature_digest": prepared.feature_digest,
         "seed": seed,
     }

@@ -50,15 +50,16 @@ def train_teacher(
         require_tensorboard()
     where = pick_device(device)
     prepared = PreparedData.open(data)
-    require_texts(prepared.split("train"), "Prepare the labelled speech alone for the teacher")
+    train = prepared.split("train")
+    require_texts(train, "Prepare the labelled speech alone for the teacher")
     tokenizer = Tokenizer.load(prepared.tokenizer)
     settings = {
         "command": "train-teacher",
         "tokenizer": tokenizer.fingerprint,
         "teacher": to_table(recipe.teacher),
         "specaugment": to_table(recipe.specaugment),
-        "train_digest": prepared.split("train").manifest_digest,
-        **prepared.split("train").content,
+        "train_digest": train.manifest_digest,
+        **train.content,
         "feature_digest": prepared.feature_digest,
         "seed": seed,
     }

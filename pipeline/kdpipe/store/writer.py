@@ -162,32 +162,19 @@ class StoreWriter:
                     write_working_header(self._working, _stamped(header), shard_bytes)
                 self._refuse_complete()
                 begun, begun_bytes = read_working_header(self._working)
-        except KdpipeError:
-            raise
-        except OSError as error:
-            self._refuse_complete()
-            raise write_failure(self.path, error) from error
-        changes = _changes(begun, header)
-        if changes:
-            raise OutputConflictError(self.path, changes)
-        self._join()
-        return begun, begun_bytes
-
-    def _join(self) -> None:
-        """Hold the writers' lock; another may have finished the store a moment before."""
-        lock = working_lock(self._working, "writers.lock", shared=True, wait=False)
-        try:
+            changes = _changes(begun, header)
+            if changes:
+                raise OutputConflictError(self.path, changes)
+            lock = working_lock(self._working, "writers.lock", shared=True, wait=False)
             self._locks.enter_context(lock)
-            self._refuse_complete()
-        except OSError as error:
-            self._locks.close()
-            self._refuse_complete()
-            if isinstance(error, KdpipeError):
-                raise
-            raise write_failure(self.path, error) from error
-        except StoreFormatError:
+            self._refuse_complete()  # Another may have finished it a moment before.
+        except KdpipeError:
             self._locks.close()
             raise
+        except OSError as error:
+            self._refuse_complete()
+            raise write_failure(self.path, error) from error
+        return begun, begun_bytes
 
     def _refuse_complete(self) -> None:
         if store_state(self.path) == "complete":
