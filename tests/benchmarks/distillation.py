@@ -40,6 +40,7 @@ TEACHERS = {
         "teacher.training.epochs=30",
         "teacher.training.learning_rate=2e-3",
     ),
+    "teacher-ctc-0.7": ("teacher.training.ctc_weight=0.7",),
 }
 """The teachers, each with what it changes in the recipe. Most rows learn from the first."""
 SAME = (
@@ -104,6 +105,7 @@ ROWS = {
     "dropout-0.3-teacher": Row((), "dropout-0.3"),
     "60-epochs-teacher": Row((), "60-epochs"),
     "30-epochs-teacher": Row((), "30-epochs"),
+    "ctc-0.7-teacher": Row((), "ctc-0.7"),
     "mean-teacher": Row((), "mean"),
     "plain-kernel-15": Row((*DROPOUT, "student.model.kernel=15"), None),
     "kernel-15": Row(("student.model.kernel=15",), "kernel-15"),
@@ -148,6 +150,7 @@ STORES = {
     "kernel-15": ("teacher-kernel-15",),
     "60-epochs": ("teacher-60-epochs",),
     "30-epochs": ("teacher-30-epochs",),
+    "ctc-0.7": ("teacher-ctc-0.7",),
     "paper-low-floor": ("teacher-paper", "--codec", "fp16", "--min-prob", "1e-6"),
     "low-floor": ("teacher", "--codec", "fp16", "--min-prob", "1e-6"),
     "top-1": ("teacher", "--top-k", "1"),
