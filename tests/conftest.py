@@ -7,10 +7,18 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Before any test module imports kdpipe: every jaxtyping annotation is then checked at run time.
 install_import_hook("kdpipe", "beartype.beartype")
+
+# The same examples on every machine, however slow; --hypothesis-profile explore looks for more.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -36,8 +36,11 @@ MEMORY = (
 )
 WORKERS = (
     "Give shared memory (/dev/shm; docker run --shm-size=2g) or set teacher.training.workers or"
-    " student.training.workers to 0 (in a new --out)"
+    " student.training.workers to 0, then run the same command again"
 )
+NO_MEMORY = (
+    "DefaultCPUAllocator: can't alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
@@ -56,8 +59,6 @@ def explain(error: BaseException) -> tuple[str, str] | None:
 
 def _out_of_memory(error: BaseException) -> bool:
     """torch's own errors are known by name: importing torch here would cost seconds."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't alloc" in str(error))
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -32,9 +32,17 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "utt") -> I
     return tqdm(items, total=total, desc=label, unit=unit, disable=_hidden(), leave=False)
 
 
-def progress_bar(total: int | float, label: str, unit: str = "utt") -> tqdm[NoReturn]:
-    """A bar advanced by hand (`bar.update(n)`), a context manager."""
-    return tqdm(total=total, desc=label, unit=unit, unit_scale=True, disable=_hidden(), leave=False)
+def progress_bar(
+    total: int | float, label: str, unit: str = "utt", done: int = 0
+) -> tqdm[NoReturn]:
+    """A bar advanced by hand (`bar.update(n)`), a context manager.
+
+    `done` units are of an earlier run: they count for the end, not for the rate.
+    """
+    return tqdm(
+        total=total, desc=label, unit=unit, unit_scale=True, initial=done, disable=_hidden(),
+        leave=False,
+    )  # fmt: skip
 
 
 def _hidden() -> bool:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from tests.cli.broken import MAKERS
 from tests.cli.error_cases import CASES, FULL_DISK, Case, spelled
 
@@ -68,8 +69,10 @@ def test_what_a_user_gets_wrong(
     world: Mapping[str, Path],
     untouched: Snapshot,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     places = Places(world, tmp_path)
     for name in re.findall(r"{(\w+)}", wrong.command):
         places[name]

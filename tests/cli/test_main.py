@@ -145,3 +145,14 @@ def test_workers_without_shared_memory_are_explained() -> None:
     assert message == "DataLoader worker (pid 7) is killed by signal: Bus error"
     assert "shm-size" in remedy
     assert explain(RuntimeError("mat1 and mat2")) is None
+
+
+@pytest.mark.parametrize("said", [
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory",
+])  # fmt: skip
+def test_a_full_memory_is_explained_whoever_says_it(said: str) -> None:
+    message, remedy = explain(RuntimeError(said)) or ("", "")
+    assert message == "the memory is full"
+    assert "batch_frames" in remedy

@@ -49,8 +49,12 @@ def test_librispeech(librispeech: Path) -> None:
     found = read_all("librispeech", librispeech)
     folder = librispeech / "dev-clean/84/1240"
     assert found["dev-clean"] == [
-        Utterance("84-1240-0000", folder / "84-1240-0000.flac", 1.5, "CHAPTER ONE", "84"),
-        Utterance("84-1240-0001", folder / "84-1240-0001.flac", 0.25, "AND  SO", "84"),
+        Utterance(
+            "84-1240-0000", folder / "84-1240-0000.flac", 1.5, "CHAPTER ONE", "84", measured=True
+        ),
+        Utterance(
+            "84-1240-0001", folder / "84-1240-0001.flac", 0.25, "AND  SO", "84", measured=True
+        ),
     ]
     assert list(found) == ["dev-clean", "train-clean-100"]
 
@@ -85,7 +89,9 @@ def aishell1(tmp_path: Path) -> Path:
 def test_aishell1(aishell1: Path) -> None:
     found = read_all("aishell1", aishell1.parent)
     audio = aishell1 / "wav/train/S0002/BAC009S0002W0122.wav"
-    assert found["train"] == [Utterance("BAC009S0002W0122", audio, 1.0, "而对楼市成交", "S0002")]
+    assert found["train"] == [
+        Utterance("BAC009S0002W0122", audio, 1.0, "而对楼市成交", "S0002", measured=True)
+    ]
     assert [u.text for u in found["dev"] + found["test"]] == ["广州市房地产", "甚至出现"]
 
 
@@ -102,8 +108,9 @@ def kaldi(tmp_path: Path) -> Path:
 
 def test_kaldi_whole_recordings(kaldi: Path) -> None:
     first, second = read_split("kaldi", kaldi)
-    assert first == Utterance("a", kaldi.parents[1] / "wav/a.wav", 2.0, "ONE TWO", "s1")
-    assert second == Utterance("b", kaldi / "rel/b.wav", 1.0, "", "s2")
+    audio = kaldi.parents[1] / "wav/a.wav"
+    assert first == Utterance("a", audio, 2.0, "ONE TWO", "s1", measured=True)
+    assert second == Utterance("b", kaldi / "rel/b.wav", 1.0, "", "s2", measured=True)
     assert (
         list(find_splits("kaldi", kaldi.parent)) == list(find_splits("kaldi", kaldi)) == ["train"]
     )
@@ -117,6 +124,7 @@ def test_kaldi_segments(kaldi: Path) -> None:
     assert (y.offset, y.duration, y.text) == (0.75, 1.25, "TWO")
     assert z.duration == pytest.approx(0.8)
     assert (z.offset, z.text) == (0.1, None)
+    assert [u.measured for u in (x, y, z)] == [False, True, False]
 
 
 def test_kaldi_without_text_is_unlabelled(kaldi: Path) -> None:
@@ -135,7 +143,8 @@ def test_kaldi_paths_may_start_from_the_current_folder(
 
 def test_kaldi_stated_durations(kaldi: Path) -> None:
     write_text(kaldi / "utt2dur", "b 1.01", "a 2.02")
-    assert [u.duration for u in read_split("kaldi", kaldi)] == [2.02, 1.01]
+    found = read_split("kaldi", kaldi)
+    assert [(u.duration, u.measured) for u in found] == [(2.02, False), (1.01, False)]
 
 
 @pytest.mark.parametrize(

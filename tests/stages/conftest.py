@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tomli_w
+import torch
 
 from kdpipe.checkpoint import Lineage, read_card
 from kdpipe.config import to_table
@@ -34,6 +36,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     prepare(manifests, folder / "data", PrepareSettings(), workers=0)
     return folder / "data"
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """How many threads the process has, whatever a test does to it."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -73,3 +73,17 @@ def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_changes_list_new_and_lost_settings() -> None:
     assert settings_changes({"a": 1}, {"b": 2}) == ["a: 1 -> None", "b: None -> 2"]
+
+
+def test_settings_that_change_no_result_may_change(tmp_path: Path) -> None:
+    def training(workers: int, log_steps: int, rate: float = 0.1) -> dict[str, object]:
+        section = {"workers": workers, "log_steps": log_steps, "learning_rate": rate}
+        return {"teacher": {"training": section}}
+
+    with claimed(tmp_path, training(4, 50)):
+        pass
+    with claimed(tmp_path, training(0, 1)) as complete:
+        assert not complete
+    with pytest.raises(OutputConflictError) as caught, claimed(tmp_path, training(0, 1, 0.2)):
+        pass
+    assert caught.value.changes == ("teacher.training.learning_rate: 0.1 -> 0.2",)

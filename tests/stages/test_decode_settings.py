@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,6 @@ def models(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) ->
     random_model(tiny_data, out / "teacher", "ar")
     random_model(tiny_data, out / "student", "mask-ctc")
     return out
-
-
-@pytest.fixture
-def threads() -> Iterator[int]:
-    """How many threads the process has, whatever a test does to it."""
-    before = torch.get_num_threads()
-    yield before
-    torch.set_num_threads(before)
 
 
 def spy_on(monkeypatch: pytest.MonkeyPatch, search: str) -> Told:
@@ -180,7 +172,7 @@ def test_a_batch_of_utterances_reads_as_each_alone(
     assert texts[0] == texts[1]
     assert len(scores[0]) == (18 if nbest == 2 else 6)
     # The encoder adds up a padded batch's products in another order.
-    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5, abs=1e-4)
 
 
 def _hypotheses(line: Line) -> list[Any]:

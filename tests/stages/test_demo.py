@@ -13,6 +13,7 @@ from kdpipe.testing import tiny_recipe
 pytest.importorskip("espeakng_loader", reason="the demo's speech needs the package espeakng-loader")
 
 
+@pytest.mark.usefixtures("threads")
 def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
     recipe = tiny_recipe("student.stages.0.epochs=1", "student.stages.1.epochs=1")
     said: list[str] = []

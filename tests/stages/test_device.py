@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from kdpipe.errors import DeviceError
 from kdpipe.stages.device import pick_device
+
+
+def cudnn_attention() -> bool:
+    return bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(autouse=True)
+def flags() -> Iterator[None]:
+    """What a test tells CUDA is taken back."""
+    attention, rounding = cudnn_attention(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(attention)
+    torch.backends.cudnn.allow_tf32 = rounding
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,4 +42,6 @@ def test_each_process_of_torchrun_has_its_own_gpu(
         monkeypatch.setenv("LOCAL_RANK", rank)
     for name in ("auto", "cuda"):
         assert pick_device(name) == torch.device("cuda", expected)
+    assert not cudnn_attention()
+    assert not torch.backends.cudnn.allow_tf32
     assert pick_device("cpu") == torch.device("cpu")

@@ -207,24 +207,38 @@ def bad_utterances(speech: Speech, folder: Path) -> list[tuple[Utterance, str]]:
 
 
 def test_every_unusable_utterance_is_listed_with_its_reason(speech: Speech, tmp_path: Path) -> None:
-    bad = bad_utterances(speech, tmp_path)
-    splits = {
-        "train": [speech("good"), speech("full", text="EO" * 11 + "N"), speech("close", 1.0)],
-        "dev": [speech("good"), *(utterance for utterance, _ in bad)],
-        "test": [speech("good"), speech("x", text="OQEZ")],
-    }
-    splits["train"][2] = dataclasses.replace(splits["train"][2], duration=1.019)
-    data = run(splits, tmp_path / "out", max_rejected=0.99)
+    first, bad = run({"train": [speech("n", text="ONE")]}, tmp_path / "first"), [
+        *bad_utterances(speech, tmp_path), (speech("x", text="OQEZ"), "unknown-token"),
+    ]  # fmt: skip
+    full, close = speech("full", text="EO" * 11 + "N"), speech("close", 1.0)
+    train = [speech("good"), full, dataclasses.replace(close, duration=1.019)]
+    train += [utterance for utterance, _ in bad]
+    settings = PrepareSettings(like=first.folder)
+    data = run({"train": train}, tmp_path / "out", settings, max_rejected=0.99)
     rejected = list(read_jsonl(tmp_path / "out/rejected.jsonl"))
-    found = {(r["split"], r["id"]): r["reason"] for r in rejected}
-    assert {key[1]: reason for key, reason in found.items() if key[0] == "dev"} == {
-        utterance.id: reason for utterance, reason in bad
-    }
-    assert found[("test", "x")] == "unknown-token"
-    assert {r["detail"] for r in rejected if r["split"] == "test"} == {"Q Z"}
+    assert {r["id"]: r["reason"] for r in rejected} == {u.id: reason for u, reason in bad}
+    assert {r["split"] for r in rejected} == {"train"}
+    assert {r["detail"] for r in rejected if r["id"] == "x"} == {"Q Z"}
     assert len(data.split("train")) == 3
-    assert data.settings["splits"]["dev"]["rejected"]["duration-mismatch"] == 3
-    assert data.rejected_count("dev") == len(bad)
+    assert data.settings["splits"]["train"]["rejected"]["duration-mismatch"] == 3
+    assert data.rejected_count("train") == len(bad)
+
+
+def test_texts_that_nobody_can_learn_are_scored(speech: Speech, tmp_path: Path) -> None:
+    """Left out of dev and test they would make a model look better than it is."""
+    unlearnable = {"too-many-tokens", "unknown-token"}
+    bad = bad_utterances(speech, tmp_path)
+    scored = {utterance.id for utterance, reason in bad if reason in unlearnable}
+    test = [speech("good"), *(utterance for utterance, _ in bad), speech("x", text="OQEZ")]
+    splits = {"train": [speech("good")], "test": test}
+    data = run(splits, tmp_path / "out", max_rejected=0.99)
+    assert set(data.split("test").ids) == {"good", *scored, "x"}
+    assert len(scored) == 3
+    rejected = {r["id"]: r["reason"] for r in read_jsonl(tmp_path / "out/rejected.jsonl")}
+    assert rejected == {u.id: reason for u, reason in bad if reason not in unlearnable}
+    (odd,) = [u for u in data.split("test").utterances if u.id == "x"]
+    assert odd.text == "OQEZ"
+    assert Tokenizer.load(data.tokenizer).unk_id in odd.tokens
 
 
 def test_too_many_rejected_fail_with_counts_and_a_list(speech: Speech, tmp_path: Path) -> None:
@@ -248,6 +262,19 @@ def test_mended_audio_is_looked_at_again(speech: Speech, tmp_path: Path) -> None
         run({"train": train}, tmp_path / "out")
     moved.rename(train[1].audio)
     assert list(run({"train": train}, tmp_path / "out").split("train").ids) == ["t0", "t1", "t2"]
+
+
+def test_mended_audio_whose_header_could_not_be_read_goes_on(
+    speech: Speech, tmp_path: Path
+) -> None:
+    """An importer's durations are the headers': they are no setting of the folder."""
+    good = [dataclasses.replace(speech(f"t{i}"), measured=True) for i in range(3)]
+    moved = good[1].audio.rename(tmp_path / "away.wav")
+    lost = [*good[:1], dataclasses.replace(good[1], duration=0.0), *good[2:]]
+    with pytest.raises(TooManyRejectedError):
+        run({"train": lost}, tmp_path / "out")
+    moved.rename(good[1].audio)
+    assert list(run({"train": good}, tmp_path / "out").split("train").ids) == ["t0", "t1", "t2"]
 
 
 def test_a_split_without_any_usable_utterance_fails(speech: Speech, tmp_path: Path) -> None:
@@ -391,11 +418,13 @@ def test_killed_it_resumes_and_leaves_no_process_behind(
         env={**os.environ, "PYTHONPATH": str(repository / "pipeline")},
     )
     journal = out / "train/journal.jsonl"
-    wait_until(lambda: journal.is_file() and journal.stat().st_size > 0)
-    workers = spawned_by(process.pid)
+    try:
+        wait_until(lambda: journal.is_file() and journal.stat().st_size > 0)
+        workers = spawned_by(process.pid)
+    finally:
+        process.kill()
+        process.wait()
     assert len(workers) >= 2
-    process.kill()
-    process.wait()
     wait_until(lambda: not any(is_running(pid) for pid in workers))
     assert journal.read_text(encoding="utf-8").count('"stop"') == 1
     assert len(run({"train": train}, out).split("train")) == 100
@@ -410,7 +439,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -50,7 +50,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
             "--allow-file-access-from-files", f"--user-data-dir={profile}",
             f"--window-size={DESKTOP},900", "--dump-dom", page.resolve().as_uri(),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, timeout=300, check=True)
         return done.stdout.decode("utf-8")
 
     return dump

@@ -268,10 +268,9 @@ def test_a_teacher_in_the_loop_trains_as_its_store_does(
     store = tmp_path / "s.zarr"
     teacher_dump(tiny_data.folder, "train", teacher, store, DumpSettings(), Shard(), "cpu")
     cached, online = tmp_path / "cached", tmp_path / "online"
-    train_student(tiny_data.folder, tiny_recipe(), cached, str(store), 0, "cpu")
-    train_student(
-        tiny_data.folder, tiny_recipe(), online, None, 0, "cpu", online_teacher=teacher
-    )  # fmt: skip
+    recipe = tiny_recipe("student.training.precision=float32")
+    train_student(tiny_data.folder, recipe, cached, str(store), 0, "cpu")
+    train_student(tiny_data.folder, recipe, online, None, 0, "cpu", online_teacher=teacher)
     assert load_model(online).card.lineage[0].teacher_sha256 == weights_digest(teacher)
     totals = [
         [float(str(line["total"])) for line in read_jsonl(out / "train.jsonl")]

@@ -29,6 +29,7 @@ def test_normalise_collapses_white_space_and_composes() -> None:
     assert normalise("ABC d", "lower") == "abc d"
     assert normalise("ABC d") == "ABC d"
     assert normalise(" 对 楼市 a", "upper", "remove") == "对楼市A"
+    assert normalise("e \u0301", "keep", "remove") == "\u00e9"
 
 
 @given(st.text(), st.sampled_from(["keep", "upper", "lower"]), st.sampled_from(["keep", "remove"]))

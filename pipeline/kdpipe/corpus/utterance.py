@@ -14,7 +14,8 @@ class Utterance:
 
     duration and offset are in seconds. `segment` is False when the whole file is the
     utterance, and True when it is the part from `offset` of `duration` seconds. `text` is None
-    for unlabelled speech.
+    for unlabelled speech. `measured`: nobody stated the duration, it is what the file's header
+    says, 0.0 for a file that cannot be read.
     """
 
     id: str
@@ -24,3 +25,4 @@ class Utterance:
     speaker: str | None = None
     offset: float = 0.0
     segment: bool = False
+    measured: bool = False

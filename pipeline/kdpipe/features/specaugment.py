@@ -43,12 +43,13 @@ def spec_augment(
     """
     warped = _warp_time(features, lengths, settings.time_warp, generator)
     batch, frames, bins = features.shape
-    widths = (lengths.cpu() * settings.time_fraction).long().clamp(max=settings.time_width)
-    time = _draw_bands(lengths.cpu(), widths, settings.time_masks, frames, generator)
+    lengths = lengths.cpu()
+    widths = (lengths * settings.time_fraction).long().clamp(max=settings.time_width)
+    time = _draw_bands(lengths, widths, settings.time_masks, frames, generator)
     every_bin = torch.full((batch,), bins)
     largest = torch.full((batch,), min(settings.frequency_width, bins))
     frequency = _draw_bands(every_bin, largest, settings.frequency_masks, bins, generator)
-    inside = torch.arange(frames)[None] < lengths.cpu()[:, None]
+    inside = torch.arange(frames)[None] < lengths[:, None]
     # Only the (B, T) and (B, F) halves travel to the device.
     time, frequency, inside = (part.to(features.device) for part in (time, frequency, inside))
     masked = (time[:, :, None] | frequency[:, None, :]) & inside[:, :, None]

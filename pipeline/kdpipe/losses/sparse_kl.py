@@ -232,7 +232,7 @@ def _tempered(
 
 def select_rows(teacher: SparseRows, keep: Bool[Tensor, "R"]) -> SparseRows:
     """The rows where `keep` is true, in order."""
-    entries = keep.repeat_interleave(teacher.counts)
+    entries = keep.repeat_interleave(teacher.counts, output_size=teacher.ids.shape[0])
     return SparseRows(
         counts=teacher.counts[keep],
         ids=teacher.ids[entries],

@@ -21,6 +21,8 @@ __all__ = ["claimed", "mark_complete", "settings_changes"]
 RUN_FILE = "run.json"
 LOCK = ".lock"
 LONGEST_VALUE = 40
+IDLE = ("workers", "log_steps")
+"""Settings that change no result: a resumed training may have others."""
 REFUSALS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -129,11 +131,11 @@ def mark_complete(out: Path, settings: Mapping[str, object]) -> None:
 
 
 def settings_changes(old: object, new: object, prefix: str = "") -> list[str]:
-    """Each differing setting as `key: old -> new`, nested tables by dotted keys."""
+    """Each differing setting as `key: old -> new`, nested tables by dotted keys, but the idle."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             change
-            for key in sorted({*old, *new})
+            for key in sorted({*old, *new} - {*IDLE})
             for change in settings_changes(old.get(key), new.get(key), f"{prefix}{key}.")
         ]
     return [] if old == new else [f"{prefix.rstrip('.')}: {_short(old)} -> {_short(new)}"]

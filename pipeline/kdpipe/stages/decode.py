@@ -265,9 +265,9 @@ def _decode_all(
     try:
         with (
             (out / PARTIAL).open("a", encoding="utf-8") as sink,
-            progress_bar(len(ids), f"decode {bundle.card.name}") as bar,
+            progress_bar(len(ids), f"decode {bundle.card.name}", done=len(done)) as bar,
         ):
-            bar.update(len(done))
+            _start_gpu(bundle, batches, todo[:1], settings)
             for group in _chunks(todo, runtime.batch_size):
                 for record in _decode_batch(group, ids, batches, bundle, settings):
                     sink.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -276,6 +276,14 @@ def _decode_all(
     finally:
         torch.set_num_threads(threads)
     write_jsonl(out / PARTIAL, _partial_records(out))
+
+
+def _start_gpu(
+    bundle: ModelBundle, batches: Batches, first: list[int], settings: SearchSettings
+) -> None:
+    """CUDA loads its libraries at the first product, for seconds that no utterance took."""
+    if first and next(bundle.model.parameters()).is_cuda:
+        recognise(bundle.model, batches(first), settings)
 
 
 def _chunks(items: list[int], size: int) -> Iterator[list[int]]:

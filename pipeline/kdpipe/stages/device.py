@@ -26,8 +26,18 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError(name)
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    _compute_as_on_a_cpu()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device("cuda", rank % torch.cuda.device_count())
+
+
+def _compute_as_on_a_cpu() -> None:
+    """Take from CUDA what is fast and wrong, or slow, for speech in batches of many lengths."""
+    # cuDNN's attention plans anew for every length, keeps all plans, and with a mask its
+    # gradients can be NaN (PyTorch's issue 196678); flash and memory-efficient attention remain.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Convolutions in float32 would keep ten bits of a factor; under bf16 nothing changes.
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def keep_freed_memory() -> None:

@@ -190,9 +190,12 @@ def _filterbank_like(like: Path) -> Filterbank:
 
 
 def _utterances_digest(utterances: Sequence[Utterance]) -> str:
+    # What a header says is no setting: it changes when a file is mended.
     fields = [
-        [u.id, str(u.audio), u.duration, u.text, u.speaker, u.offset, u.segment] for u in utterances
-    ]
+        [u.id, str(u.audio), None if u.measured else u.duration, u.text, u.speaker, u.offset,
+         u.segment]
+        for u in utterances
+    ]  # fmt: skip
     return f"{len(utterances)} utterances, {json_digest(fields)[:12]}"
 
 
@@ -229,6 +232,7 @@ def _make_splits(
                 spaces=settings.text_spaces,
                 speeds=settings.speeds if name == "train" else (1.0,),
                 allow_unlabelled=settings.allow_unlabelled,
+                to_learn=name == "train",
             )
             summaries[name] = make_split(out / name, utterances, chunk_settings, pool, max_rejected)
     finally:

@@ -131,9 +131,8 @@ def _compute(
     with (
         _open_part(folder, done.frames, settings.filterbank.dim) as features,
         _open_at(folder / JOURNAL, done.journal_bytes) as journal,
-        progress_bar(float(len(utterances)), f"prepare {folder.name}") as bar,
+        progress_bar(len(utterances), f"prepare {folder.name}", done=done.stop) as bar,
     ):
-        bar.update(done.stop)
         for result in pool.map(process_chunk, chunks):
             _append(features, result.features.tobytes())
             _append(journal, _journal_line(result))

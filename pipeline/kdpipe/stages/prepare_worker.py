@@ -58,7 +58,11 @@ DURATION_ROUNDING_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class ChunkSettings:
-    """What the preparation of one utterance depends on."""
+    """What the preparation of one utterance depends on.
+
+    `to_learn`: of a training split. Others keep texts that no model can be right about, with
+    unknown characters or more tokens than frames: they count as errors there.
+    """
 
     tokenizer: Path
     fingerprint: str
@@ -68,6 +72,7 @@ class ChunkSettings:
     spaces: TextSpaces
     speeds: tuple[float, ...]
     allow_unlabelled: bool
+    to_learn: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def process_chunk(chunk: Chunk) -> ChunkResult:
             continue
         for speed in chunk.settings.speeds:
             try:
-                entry, record = _make_entry(source, speed, chunk.settings.filterbank)
+                entry, record = _make_entry(source, speed, chunk.settings)
             except _UnusableError as problem:
                 rejected.append(_rejection(utterance, speed, problem))
                 continue
@@ -175,7 +180,7 @@ def _usable_text(utterance: Utterance, settings: ChunkSettings) -> str | None:
 def _known_tokens(text: str, settings: ChunkSettings) -> tuple[int, ...]:
     tokenizer = _tokenizer(settings.tokenizer, settings.fingerprint)
     tokens = tuple(tokenizer.encode(text))
-    if tokenizer.unk_id in tokens:
+    if settings.to_learn and tokenizer.unk_id in tokens:
         characters = dict.fromkeys(text)
         unknown = [char for char in characters if tokenizer.unk_id in tokenizer.encode(char)]
         raise _UnusableError("unknown-token", " ".join(unknown))
@@ -214,14 +219,16 @@ def _require_duration(found: float, declared: float) -> None:
 
 
 def _make_entry(
-    source: _Source, speed: float, filterbank: Filterbank
+    source: _Source, speed: float, settings: ChunkSettings
 ) -> tuple[Tensor, dict[str, Any]]:
     utterance = source.utterance
     waveform = perturb_speed(source.waveform, speed)
-    features = filterbank.log_mel(waveform)
+    features = settings.filterbank.log_mel(waveform)
     if not bool(torch.isfinite(features.half()).all()):
         raise _UnusableError("not-finite-audio", "samples too large for features")
-    _require_alignable(source.tokens, len(features))
+    encoder_frames = _usable_frames(len(features))
+    if settings.to_learn:
+        _require_alignable(source.tokens, encoder_frames)
     return features, {
         "id": speed_id(utterance.id, speed),
         "num_frames": len(features),
@@ -236,13 +243,18 @@ def _make_entry(
     }
 
 
-def _require_alignable(tokens: Sequence[int], frames: int) -> None:
-    """CTC needs a frame a token, and a blank between equal neighbours; a search has a limit."""
+def _usable_frames(frames: int) -> int:
+    """How many encoder frames there are: one at least, and no more than a search takes."""
     encoder_frames = subsampled_lengths(frames)
     if encoder_frames < 1:
         raise _UnusableError("too-short", f"{frames} feature frames")
     if encoder_frames > MAX_FRAMES:
         raise _UnusableError("too-long", f"{encoder_frames} encoder frames, more than {MAX_FRAMES}")
+    return encoder_frames
+
+
+def _require_alignable(tokens: Sequence[int], encoder_frames: int) -> None:
+    """CTC needs a frame a token, and a blank between equal neighbours."""
     needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
     if needed > encoder_frames:
         raise _UnusableError("too-many-tokens", f"{needed} needed, {encoder_frames} encoder frames")

@@ -172,8 +172,8 @@ def _dump(
     """Run the teacher over every batch that is not wholly acknowledged."""
     done = writer.done_ids()
     todo = [batch for batch in batches if any(ids[i] not in done for i in batch)]
-    with progress_bar(sum(map(len, batches)), f"dump {speaker.name}") as bar:
-        bar.update(sum(map(len, batches)) - sum(map(len, todo)))
+    every = sum(map(len, batches))
+    with progress_bar(every, f"dump {speaker.name}", done=every - sum(map(len, todo))) as bar:
         for batch, spoken in zip(todo, speaker.speak(todo), strict=True):
             for targets, dense in spoken:
                 writer.add(targets, dense if targets.id in sample else None)

@@ -97,21 +97,19 @@ def run_training(run: TrainingRun) -> dict[str, Tensor]:
     lengths = run.split.frame_counts.tolist()
     with (
         open_events(run.tensorboard, step) as mirror,
-        progress_bar(run.settings.epochs, run.label, "epoch") as bar,
+        progress_bar(run.settings.epochs, run.label, "epoch", epoch) as bar,
     ):
         log = TrainLog(run.out / "train.jsonl", epoch, mirror)
-        bar.update(epoch)
         for current in range(epoch, run.settings.epochs):
             batches = length_buckets(
                 lengths, run.settings.batch_frames, run.settings.max_utterances, run.seed, current
             )
-            step = _train_epoch(run, optimizer, batches, current, step, log)
+            step = _train_epoch(run, optimizer, batches, current, step, log, bar.update)
             save_epoch(run.out, current + 1, run.model)
             # Before the state, which says that the epoch is done: no kill leaves a file too many.
             prune_epochs(run.out, keep=run.settings.average_last)
             save_training_state(run.out, run.model, optimizer, current + 1, step)
             bar.set_postfix(log.summary(), refresh=False)
-            bar.update(1)
     return average_epochs(run.out, run.settings.average_last)
 
 
@@ -122,8 +120,12 @@ def _train_epoch(
     epoch: int,
     step: int,
     log: TrainLog,
+    advance: Callable[[float], object],
 ) -> int:
-    """One pass over the batches; returns the number of updates made so far."""
+    """One pass over the batches; returns the number of updates made so far.
+
+    `advance` is told of every update the part of the epoch that it is.
+    """
     torch.manual_seed(run.seed * 100_003 + epoch)
     generator = torch.Generator().manual_seed(run.seed * 100_003 + epoch)
     run.model.train()
@@ -135,8 +137,11 @@ def _train_epoch(
         step += 1
         done = (epoch + number / len(groups)) / run.settings.epochs
         rate = learning_rate(run.settings, step, done)
+        started = time.perf_counter()
         group = [next(loader).to(run.device) for _ in range(size)]
-        _update(run, optimizer, group, (epoch, step, rate), generator, log)
+        norm = _update(run, optimizer, group, (epoch, step, rate), generator, log)
+        log.add_update(norm, time.perf_counter() - started)
+        advance(1 / len(groups))
         if step % run.settings.log_steps == 0:
             log.write_step(epoch + 1, step, rate)
     started = time.perf_counter()
@@ -158,24 +163,24 @@ def _update(
     where: tuple[int, int, float],
     generator: torch.Generator,
     log: TrainLog,
-) -> None:
-    """One optimizer step on the mean gradient of the group's batches."""
+) -> float:
+    """One optimizer step on the mean gradient of the group's batches; returns its norm."""
     epoch, step, rate = where
     for parameters in optimizer.param_groups:
         parameters["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    started = time.perf_counter()
     for batch in group:
         with autocast(run.device, run.settings.precision):
             terms = run.losses(batch, epoch, generator)
-        values = _finite_values(terms, step, batch.ids)
         torch.autograd.backward(terms["total"] / len(group))
+        # Only now: reading values waits for a GPU.
+        values = _finite_values(terms, step, batch.ids)
         log.add(values, batch.audio_seconds)
     norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.gradient_clip))
     if not math.isfinite(norm):
         raise TrainingDivergedError(step, "the gradient", _ids(group))
     optimizer.step()
-    log.add_update(norm, time.perf_counter() - started)
+    return norm
 
 
 def _ids(group: Iterable[Batch]) -> list[str]:

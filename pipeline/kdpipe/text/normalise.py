@@ -18,8 +18,6 @@ def normalise(text: str, case: TextCase = "keep", spaces: TextSpaces = "keep") -
     """
     separator = " " if spaces == "keep" else ""
     collapsed = separator.join(unicodedata.normalize("NFC", text).split())
-    if case == "keep":
-        return collapsed
-    # Changing case can undo NFC (capital I with dot), so it is applied again.
-    cased = collapsed.upper() if case == "upper" else collapsed.lower()
+    cased = {"keep": collapsed, "upper": collapsed.upper(), "lower": collapsed.lower()}[case]
+    # Another case (capital I with dot), or a mark with no space before it, can undo NFC.
     return unicodedata.normalize("NFC", cased)

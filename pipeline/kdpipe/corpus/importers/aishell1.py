@@ -35,6 +35,13 @@ def read_split(path: Path) -> list[Utterance]:
     files = sorted((p for p in path.glob("*/*.wav") if p.stem in texts), key=lambda p: p.stem)
     durations = header_durations(files, f"read {path.name}")
     return [
-        Utterance(file.stem, file, duration, "".join(texts[file.stem].split()), file.parent.name)
+        Utterance(
+            file.stem,
+            file,
+            duration,
+            "".join(texts[file.stem].split()),
+            file.parent.name,
+            measured=True,
+        )
         for file, duration in zip(files, durations, strict=True)
     ]

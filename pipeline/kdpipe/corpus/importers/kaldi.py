@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.corpus.durations import header_durations
@@ -39,12 +40,7 @@ def read_split(path: Path) -> list[Utterance]:
         found = _segments(path / "segments", recordings)
     else:
         found = _whole(path, recordings)
-    return [
-        Utterance(
-            u.id, u.audio, u.duration, texts.get(u.id), speakers.get(u.id), u.offset, u.segment
-        )
-        for u in found
-    ]
+    return [replace(u, text=texts.get(u.id), speaker=speakers.get(u.id)) for u in found]
 
 
 def _recordings(folder: Path) -> dict[str, Path]:
@@ -74,7 +70,7 @@ def _whole(folder: Path, recordings: dict[str, Path]) -> list[Utterance]:
     else:
         durations = header_durations(list(recordings.values()), f"read {folder.name}")
     return [
-        Utterance(key, path, duration)
+        Utterance(key, path, duration, measured=not stated.is_file())
         for (key, path), duration in zip(recordings.items(), durations, strict=True)
     ]
 
@@ -99,7 +95,9 @@ def _segment(
     duration = (ends[audio] if stop == -1 else stop) - offset
     if duration <= 0 and audio.is_file():
         raise DataError(where, f"ends at {end}, before it starts", "Mend the line")
-    return Utterance(key, audio, max(duration, 0.0), None, None, offset, segment=True)
+    return Utterance(
+        key, audio, max(duration, 0.0), offset=offset, segment=True, measured=stop == -1
+    )
 
 
 def _number(where: str, text: str) -> float:

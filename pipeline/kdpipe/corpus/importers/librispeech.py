@@ -39,7 +39,7 @@ def read_split(path: Path) -> list[Utterance]:
     rows = sorted(_rows(path))
     durations = header_durations([audio for _, _, audio in rows], f"read {path.name}")
     return [
-        Utterance(identifier, audio, duration, text, identifier.split("-")[0])
+        Utterance(identifier, audio, duration, text, identifier.split("-")[0], measured=True)
         for (identifier, text, audio), duration in zip(rows, durations, strict=True)
     ]
 
