@@ -21,16 +21,18 @@ from tests.stages.linear_run import (
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdpipe.batching import Batch
+from kdpipe.batching import Batch, sorted_batches
 from kdpipe.config import TrainingSection
 from kdpipe.features.prepared import PreparedData
 from kdpipe.stages.build import fresh_model
 from kdpipe.stages.dev_metrics import dev_scorer
+from kdpipe.stages.train_student import student_losses
 from kdpipe.stages.training import (
     TrainingRun,
     autocast,
     learning_rate,
     make_optimizer,
+    rehearse,
     run_training,
 )
 from kdpipe.testing import tiny_recipe
@@ -91,6 +93,32 @@ def test_losses_see_the_model_in_training_mode_after_every_dev_score(
     run.model.eval()
     run_training(replace(run, losses=losses, dev_metrics=dev_metrics))
     assert modes == {0: {True}, 1: {True}, 2: {True}}
+
+
+def test_a_rehearsal_meets_the_last_stage_and_the_largest_batches_and_changes_nothing(
+    tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    tokenizer, recipe = Tokenizer.load(tiny_data.tokenizer), tiny_recipe()
+    model = fresh_model(recipe.student.model, "mask-ctc", tokenizer, 0, CPU)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = student_losses(model, recipe, None)
+    seen: list[tuple[int, int, int]] = []
+
+    def watched(batch: Batch, epoch: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        seen.append((epoch, int(batch.feature_lengths.max()), len(batch.ids)))
+        return losses(batch, epoch, generator)
+
+    settings = float32(epochs=7)
+    run = replace(make_run(tiny_data, tmp_path, settings), model=model, losses=watched)
+    rehearse(run)
+    counts = tiny_data.split("train").frame_counts.tolist()
+    most = max(len(batch) for batch in sorted_batches(counts, settings.batch_frames, 512))
+    (first_epoch, longest, _), (second_epoch, _, utterances) = seen
+    assert (first_epoch, second_epoch) == (6, 6)
+    assert (longest, utterances) == (max(counts), most)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_dev_split_is_scored_in_evaluation_mode(tiny_data: PreparedData) -> None:

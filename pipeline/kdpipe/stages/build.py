@@ -137,7 +137,7 @@ def train_and_save(
         seed=seed,
         device=device,
         dev_metrics=dev,
-        label=out.name,
+        label=f"{out.name} on {device}",
         tensorboard=tensorboard,
     )
     weights = run_training(run)

@@ -119,10 +119,17 @@ def _compare(out: Path, settings: Mapping[str, object]) -> bool:
     record = read_json(path)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         raise DataError(str(path), "not a run record", "Remove the folder, or give another --out")
-    changes = settings_changes(record["settings"], settings)
+    changes = settings_changes(_decisive(record["settings"]), _decisive(settings))
     if changes:
         raise OutputConflictError(out, changes)
     return bool(record.get("complete"))
+
+
+def _decisive(settings: object) -> object:
+    """The settings without the idle ones, at every depth."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {key: _decisive(value) for key, value in settings.items() if key not in IDLE}
 
 
 def mark_complete(out: Path, settings: Mapping[str, object]) -> None:
@@ -131,11 +138,11 @@ def mark_complete(out: Path, settings: Mapping[str, object]) -> None:
 
 
 def settings_changes(old: object, new: object, prefix: str = "") -> list[str]:
-    """Each differing setting as `key: old -> new`, nested tables by dotted keys, but the idle."""
+    """Each differing setting as `key: old -> new`, nested tables by dotted keys."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             change
-            for key in sorted({*old, *new} - {*IDLE})
+            for key in sorted({*old, *new})
             for change in settings_changes(old.get(key), new.get(key), f"{prefix}{key}.")
         ]
     return [] if old == new else [f"{prefix.rstrip('.')}: {_short(old)} -> {_short(new)}"]

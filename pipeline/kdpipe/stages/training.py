@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from kdpipe.batching import Batch, BatchSource, batch_loader, length_buckets
+from kdpipe.batching import Batch, BatchSource, batch_loader, length_buckets, sorted_batches
 from kdpipe.checkpoint import (
     average_epochs,
     load_training_state,
@@ -38,6 +38,7 @@ __all__ = [
     "autocast",
     "learning_rate",
     "make_optimizer",
+    "rehearse",
     "run_training",
 ]
 
@@ -95,6 +96,8 @@ def run_training(run: TrainingRun) -> dict[str, Tensor]:
     optimizer = make_optimizer(run.model, run.settings.weight_decay)
     epoch, step = load_training_state(run.out, run.model, optimizer)
     lengths = run.split.frame_counts.tolist()
+    if epoch == 0 and run.device.type == "cuda":
+        rehearse(run)
     with (
         open_events(run.tensorboard, step) as mirror,
         progress_bar(run.settings.epochs, run.label, "epoch", epoch) as bar,
@@ -111,6 +114,29 @@ def run_training(run: TrainingRun) -> dict[str, Tensor]:
             save_training_state(run.out, run.model, optimizer, current + 1, step)
             bar.set_postfix(log.summary(), refresh=False)
     return average_epochs(run.out, run.settings.average_last)
+
+
+def rehearse(run: TrainingRun) -> None:
+    """Run the last epoch's losses and gradients on the largest batches, and learn nothing.
+
+    A student's last stage needs the most memory, and its settings are those of the first: what
+    does not fit fails now, not after days. The model's weights and statistics stay as they are.
+    """
+    limits = (run.settings.batch_frames, run.settings.max_utterances)
+    batches = sorted_batches(run.split.frame_counts.tolist(), *limits)
+    statistics = {name: value.clone() for name, value in run.model.named_buffers()}
+    moments = [torch.empty_like(p) for p in run.model.parameters() for _ in range(2)]
+    generator = torch.Generator().manual_seed(run.seed)
+    run.model.train()
+    for batch in batch_loader(run.split, run.cmvn, [batches[0], max(batches, key=len)]):
+        with autocast(run.device, run.settings.precision):
+            terms = run.losses(batch.to(run.device), run.settings.epochs - 1, generator)
+        torch.autograd.backward(terms["total"])
+        run.model.zero_grad(set_to_none=True)
+    del moments  # Room that the optimizer takes at its first step.
+    with torch.no_grad():
+        for name, value in run.model.named_buffers():
+            value.copy_(statistics[name])
 
 
 def _train_epoch(
