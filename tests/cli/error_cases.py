@@ -195,7 +195,7 @@ TRAINING = [
         "train-teacher --data {data} --recipe an4 --out {teacher}",
         "{teacher}",
         "specaugment.frequency_masks: 0 -> 2",
-        "14 more",
+        "13 more",
         "another --out",
     ),
     case(
