@@ -36,6 +36,7 @@ STEPS = (
     ("plain-20-epochs", "plain-dropout-0.2"),
     ("plain-dropout-0", "plain-dropout-0-40-epochs"), ("plain-dropout-0-40-epochs", "small-plain"),
     ("small-plain", "30-epochs-teacher"), ("small-fs-kd", "30-epochs-teacher"),
+    ("small-plain", "ctc-0.7-teacher"), ("small-fs-kd", "ctc-0.7-teacher"),
     ("small-plain", "same-plain"),
     ("small-plain", "60-epochs-teacher"), ("plain-2e-3", "small-fs-kd"),
     ("small-fs-kd", "dropout-0.3-teacher"), ("plain-kernel-15", "small-plain"),
