@@ -207,9 +207,8 @@ def bad_utterances(speech: Speech, folder: Path) -> list[tuple[Utterance, str]]:
 
 
 def test_every_unusable_utterance_is_listed_with_its_reason(speech: Speech, tmp_path: Path) -> None:
-    first, bad = run({"train": [speech("n", text="ONE")]}, tmp_path / "first"), [
-        *bad_utterances(speech, tmp_path), (speech("x", text="OQEZ"), "unknown-token"),
-    ]  # fmt: skip
+    first = run({"train": [speech("n", text="ONE")]}, tmp_path / "first")
+    bad = [*bad_utterances(speech, tmp_path), (speech("x", text="OQEZ"), "unknown-token")]
     full, close = speech("full", text="EO" * 11 + "N"), speech("close", 1.0)
     train = [speech("good"), full, dataclasses.replace(close, duration=1.019)]
     train += [utterance for utterance, _ in bad]

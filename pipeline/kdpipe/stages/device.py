@@ -26,13 +26,13 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError(name)
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    _compute_as_on_a_cpu()
+    _choose_cuda_kernels()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
-def _compute_as_on_a_cpu() -> None:
-    """Take from CUDA what is fast and wrong, or slow, for speech in batches of many lengths."""
+def _choose_cuda_kernels() -> None:
+    """Leave out kernels that are slow, or wrong, for speech in batches of many lengths."""
     # cuDNN's attention plans anew for every length, keeps all plans, and with a mask its
     # gradients can be NaN (PyTorch's issue 196678); flash and memory-efficient attention remain.
     torch.backends.cuda.enable_cudnn_sdp(False)
