@@ -154,7 +154,7 @@ tensorboard_option = click.option(
     flag_value="",
     metavar="[DIR]",
     help="Write the scalars of train.jsonl for TensorBoard too, into DIR or MODEL/tensorboard"
-    " (pip install 'kdpipe[tensorboard]').",
+    " (pip install '.[tensorboard]' in kdpipe's clone).",
 )
 
 training_options = chain(

@@ -136,7 +136,8 @@ def command(
     \b
     Example:
       kdpipe prepare --train train.jsonl --dev dev.jsonl --test test.jsonl --out exp/data
-      kdpipe prepare --from aishell1 data_aishell --speed 0.9,1.0,1.1 --out exp/aishell1
+      kdpipe prepare --from aishell1 data_aishell --speed 0.9,1.0,1.1 \\
+        --out exp/aishell1/data
     """
     from kdpipe.stages.prepare import PrepareSettings, prepare
     from kdpipe.stages.prepare_inputs import Corpus, SplitNames, read_splits

@@ -1,12 +1,14 @@
-"""Files that are either whole or absent, and their digests."""
+"""Files that are either whole or absent, their digests, and locks."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdpipe.errors import DataError, OutputWriteError
@@ -14,6 +16,7 @@ from kdpipe.errors import DataError, OutputWriteError
 __all__ = [
     "atomic_write_bytes",
     "atomic_write_text",
+    "held_lock",
     "json_digest",
     "read_json",
     "read_jsonl",
@@ -37,6 +40,26 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in FOLDERS_NOT_SYNCED:
             raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def held_lock(place: Path, shared: bool = False, wait: bool = True) -> Iterator[int]:
+    """Hold the advisory lock of a file, which is made if need be; a dying process frees it.
+
+    Yields the file's descriptor. Raises `BlockingIOError` when another holds it and `wait` is
+    false, other `OSError`s where the file cannot be opened or its file system has no locks.
+    """
+    handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(handle, mode if wait else mode | fcntl.LOCK_NB)
+        try:
+            yield handle
+        finally:
+            # Not by closing alone: a process that was forked meanwhile has the file open too.
+            fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 

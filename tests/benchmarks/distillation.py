@@ -63,6 +63,8 @@ SHORT = (
 DROPOUT = ("student.model.dropout=0.1",)
 """Of plain students, which are the better for it; the recipe's distilled ones have none."""
 NO_SEQUENCE = ("distillation.sequence=false",)
+RELEASE = ("student.stages.0.epochs=24", "student.stages.1.epochs=16", *NO_SEQUENCE)
+"""24 epochs of frame-level distillation; then 16 with (almost) labels alone for the encoder."""
 TINY = ("student.model.dim=32", "student.model.inner=64")
 """A student of a twentieth of the teacher's parameters."""
 
@@ -106,6 +108,10 @@ ROWS = {
     "dropout-0.1": Row((*TWENTY, *DROPOUT)),
     "temperature-1": Row((*TWENTY, "distillation.temperature=1")),
     "unit-teacher-temperature-1": Row((*TWENTY, *DROPOUT, "distillation.temperature=1"), "unit"),
+    "release": Row((*RELEASE, "student.stages.1.gamma_encoder=0")),
+    "release-dropout-0.1": Row((*RELEASE, *DROPOUT, "student.stages.1.gamma_encoder=0")),
+    "release-0.05": Row((*RELEASE, "student.stages.1.gamma_encoder=0.05")),
+    "sequence-30": Row(("student.stages.0.epochs=10", "student.stages.1.epochs=30")),
     "plain-2e-3": Row((*DROPOUT, "student.training.learning_rate=2e-3"), None),
     "dropout-0.3-teacher": Row((), "dropout-0.3"),
     "60-epochs-teacher": Row((), "60-epochs"),

@@ -169,7 +169,7 @@ def test_toml_blocks_are_toml() -> None:
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny corpus in which the README's blocks were run."""
     folder = tmp_path_factory.mktemp("docs")
-    for seed, (split, size) in enumerate({"train": 12, "dev": 4, "test": 4}.items()):
+    for seed, (split, size) in enumerate({"train": 12, "dev": 4, "test": 4, "pool": 4}.items()):
         manifest = tiny_manifest(folder / "speech" / split, size, seed)
         utterances = read_manifest(manifest)
         write_manifest(folder / f"{split}.jsonl", utterances)

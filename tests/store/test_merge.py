@@ -169,6 +169,17 @@ def test_averaging_teachers(tmp_path: Path) -> None:
         average_stores([first, fewer], tmp_path / "out.zarr")
 
 
+def test_a_mean_with_hypotheses_does_not_say_that_there_are_none(tmp_path: Path) -> None:
+    for name, status, empty in (("a", "no-nbest", True), ("b", "short-nbest", False)):
+        with StoreWriter(tmp_path / f"{name}.zarr", HEADER) as writer:
+            targets = replace(make_targets(0, HEADER), status=status)
+            writer.add(replace(targets, nbest=()) if empty else targets)
+        finish(tmp_path / f"{name}.zarr")
+    average_stores([tmp_path / "a.zarr", tmp_path / "b.zarr"], tmp_path / "m.zarr")
+    found = open_store(tmp_path / "m.zarr")["utt-00000"]
+    assert (found.status, len(found.nbest)) == ("short-nbest", 10)
+
+
 def test_comparing_stores(tmp_path: Path) -> None:
     first = make_store(tmp_path / "a.zarr", range(10))
     second = make_store(tmp_path / "b.h5", range(2, 12), make_header(min_prob=2e-3), shift=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,11 +28,13 @@ from kdpipe.errors import (
     StoreFormatError,
     StoreWriteError,
 )
-from kdpipe.store import StoreWriter, finish, open_store, transfer
+from kdpipe.store import StoreWriter, finish, open_store, store_info, transfer
 from kdpipe.store.cache import cache_folder, mappable_path
 from kdpipe.store.check import verify_store
 from kdpipe.store.convert import convert_store
+from kdpipe.store.hdf5_backend import read_user_block
 from kdpipe.store.image import sealed_json
+from kdpipe.store.paths import is_compact
 from kdpipe.store.transfer import copy_store
 
 HEADER = make_header()
@@ -144,6 +147,37 @@ def test_a_compact_store_travels_and_is_opened(tmp_path: Path, memory: Any, cach
         assert (
             store["utt-00001"].reference == open_store(tmp_path / "s.zarr")["utt-00001"].reference
         )
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.h5", "c.zarr"])
+def test_what_a_store_elsewhere_is_takes_no_copy_of_it(
+    tmp_path: Path, memory: Any, cache: Path, name: str
+) -> None:
+    write_targets(tmp_path / "source.zarr", HEADER, range(20))
+    finish(tmp_path / "source.zarr")
+    convert_store(tmp_path / "source.zarr", tmp_path / name, compact=name[0] == "c", level=3)
+    copy_store(tmp_path / name, f"memory://x/{name}")
+    assert store_info(f"memory://x/{name}") == store_info(tmp_path / name)
+    assert not cache.exists()
+    place, offset = f"/x/{name}/table/c/0/0", 0
+    if name == "s.h5":
+        place, offset = f"/x/{name}", read_user_block(tmp_path / name)[3]["table"][0]
+    content = bytearray(memory.cat_file(place))
+    content[offset + 20] ^= 1
+    memory.pipe_file(place, bytes(content))
+    with pytest.raises(StoreDamageError, match="table"):
+        store_info(f"memory://x/{name}")
+
+
+def test_what_another_copy_left_does_not_get_in_the_way(tmp_path: Path) -> None:
+    write_targets(tmp_path / "s.zarr", HEADER, range(20))
+    finish(tmp_path / "s.zarr")
+    convert_store(tmp_path / "s.zarr", tmp_path / "c.zarr", compact=True, level=3)
+    target = tmp_path / "copies" / "t.zarr"
+    shutil.copytree(tmp_path / "s.zarr", target.with_name(".t.copying.zarr"))
+    copy_store(tmp_path / "c.zarr", target)
+    assert verify_store(target).sound
+    assert is_compact(target)
 
 
 @pytest.mark.parametrize("name", ["s.zarr", "s.h5"])

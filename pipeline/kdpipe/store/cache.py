@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kdpipe.errors import StoreDamageError, StoreFormatError, StoreWriteError
+from kdpipe.files import held_lock
 from kdpipe.store.convert import convert_store
 from kdpipe.store.opening import open_image
 from kdpipe.store.paths import backend_of, is_compact
@@ -84,16 +84,13 @@ def _remove(place: Path) -> None:
 
 @contextmanager
 def _one_at_a_time(lock: Path) -> Iterator[None]:
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise _unwritable(lock.parent, error) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(held_lock(lock))
+        except OSError as error:
+            raise _unwritable(lock.parent, error) from error
         yield
-    finally:
-        os.close(handle)
 
 
 def _unwritable(place: Path, error: OSError) -> StoreWriteError:

@@ -46,7 +46,14 @@ from kdpipe.store.zarr_backend import (
     write_root,
 )
 
-__all__ = ["LEVEL", "CompactImage", "compact_blocks", "open_compact", "write_compact"]
+__all__ = [
+    "LEVEL",
+    "CompactImage",
+    "compact_blocks",
+    "open_compact",
+    "unpack_table",
+    "write_compact",
+]
 
 PLANE_BYTES = 1 << 20
 """Raw bytes of one chunk of a stream."""
@@ -266,10 +273,26 @@ def _plain(path: Path, name: str, files: Files, size: int) -> NDArray[np.uint8]:
     """Decompress a whole array; the claimed size must not be beyond what it can come from."""
     if not size:
         return np.zeros(0, np.uint8)
-    compressed = map_file(path / name, files[name][0])
+    return _unpack_whole(name, map_file(path / name, files[name][0]), size)
+
+
+def _unpack_whole(name: str, compressed: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if size > len(compressed) * MAX_RATIOS[name.partition("/")[0]]:
         raise ValueError(f"{name} claims {size} bytes")
     return _unpack(compressed, size)
+
+
+def unpack_table(where: str, content: bytes, utterances: int) -> bytes:
+    """The bytes of the table of a compact store, given its file `table/c/0/0`.
+
+    Raises `StoreFormatError` naming the store as `where` when they cannot be.
+    """
+    compressed = np.frombuffer(content, np.uint8)
+    try:
+        table = _unpack_whole("table/c/0/0", compressed, 4 * len(COLUMNS) * utterances)
+    except (ValueError, RuntimeError) as error:
+        raise StoreFormatError(where, f"its index: {error}", "Copy the store again") from error
+    return table.tobytes()
 
 
 def _unpack(compressed: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

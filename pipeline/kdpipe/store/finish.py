@@ -52,6 +52,8 @@ def finish(path: Path, expected: Iterable[str] | None = None) -> str:
 
 def _finish_alone(path: Path, working: Path, expected: set[str]) -> None:
     with working_lock(working, "writers.lock", shared=False, wait=False):
+        if store_state(path) == "complete":  # Another finished it a moment before.
+            return
         try:
             _finish(path, working, expected)
         except OSError as error:

@@ -67,6 +67,7 @@ def write_hdf5(
     The file appears under its name only when it is whole.
     """
     placed = place_records(index, header, ONE_PART)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A new name at every attempt: after a failed write the HDF5 library may not let go of the old.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     store = {
@@ -102,7 +103,8 @@ def _lay_out(
         "ids": (index.ids.shape, np.dtype("u1")),
         "lookup": (index.lookup.shape, np.dtype("<u8")),
     }
-    with h5py.File(path, "w", userblock_size=block) as file:
+    aligned = {"alignment_threshold": 1, "alignment_interval": 8}  # As readers view them.
+    with h5py.File(path, "w", userblock_size=block, **aligned) as file:
         text = json.dumps(store, ensure_ascii=False).encode()
         file.attrs["kdpipe_store"] = sealed_json(text).decode()
         extents = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 PIECE_BYTES = 1 << 24
+NOT_THE_STORE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM}
 CHECKSUM_FIELD = b'"checksum": "%08x"'
 
 
@@ -57,7 +59,8 @@ class StoreImage:
 def map_file(path: Path, expected: int | None = None) -> NDArray[np.uint8]:
     """Map a file read-only; with `expected`, its size must be that.
 
-    Raises `StoreFormatError` when it is absent or of another size.
+    Raises `StoreFormatError` when it is absent or of another size. What is no fault of the store,
+    such as too many open files or missing rights, stays an `OSError`.
     """
     try:
         with path.open("rb") as handle:
@@ -70,6 +73,8 @@ def map_file(path: Path, expected: int | None = None) -> NDArray[np.uint8]:
                 return np.zeros(0, np.uint8)
             mapped = mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
+        if error.errno in NOT_THE_STORE:
+            raise
         raise StoreFormatError(
             path, f"cannot be read ({error.strerror})", "Copy or dump the store again"
         ) from error
@@ -105,11 +110,10 @@ def index_from_bytes(
     count, rest = divmod(len(table), 4 * len(COLUMNS))
     if rest or len(lookup) != 16 * count:
         raise StoreFormatError(path, "table and lookup differ in length", "Copy the store again")
-    return Index(
-        table.view("<u4").reshape(count, len(COLUMNS)),
-        ids,
-        lookup.view("<u8").reshape(2, count),
-    )
+    pairs = lookup.view("<u8").reshape(2, count)
+    # Not aligned (in HDF5 files of older versions), each search would copy it.
+    pairs = pairs if pairs.flags.aligned else pairs.copy()
+    return Index(table.view("<u4").reshape(count, len(COLUMNS)), ids, pairs)
 
 
 def is_digest(value: object) -> bool:

@@ -10,12 +10,12 @@ earlier process left, so a torn line can only be the last.
 from __future__ import annotations
 
 import base64
-import fcntl
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from kdpipe.errors import (
     StoreFormatError,
     StoreWriteError,
 )
-from kdpipe.files import atomic_write_bytes, sync_folder
+from kdpipe.files import atomic_write_bytes, held_lock, sync_folder
 from kdpipe.store.image import checked_json, sealed_json
 from kdpipe.store.layout import CHUNK_BYTES, COLUMN, COLUMNS
 from kdpipe.store.record import Record
@@ -44,10 +44,14 @@ __all__ = [
     "read_working_header",
     "record_digest",
     "shard_path",
+    "store_lock",
     "survey_ledger",
     "working_lock",
     "write_working_header",
 ]
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+"""How a file system says that it has no locks."""
 
 
 @dataclass
@@ -114,21 +118,24 @@ def working_lock(working: Path, name: str, shared: bool, wait: bool) -> Iterator
 
     Raises `BusyOutputError` when another process holds it and `wait` is false.
     """
-    handle = os.open(journal_folder(working) / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    try:
-        fcntl.flock(handle, mode)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise BusyOutputError(working) from error
-    except OSError as error:
-        os.close(handle)
-        problem = f"its file system has no locks ({error.strerror})"
-        raise StoreWriteError(working, problem, "Write to a local disk, then copy") from error
-    try:
+    with store_lock(journal_folder(working) / name, working, shared, wait):
         yield
-    finally:
-        os.close(handle)
+
+
+@contextmanager
+def store_lock(place: Path, store: Path, shared: bool, wait: bool) -> Iterator[int]:
+    """Hold the lock of the file `place` and yield its descriptor; errors name the `store`."""
+    with ExitStack() as held:
+        try:
+            handle = held.enter_context(held_lock(place, shared, wait))
+        except BlockingIOError as error:
+            raise BusyOutputError(store) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            problem = f"its file system has no locks ({error.strerror})"
+            raise StoreWriteError(store, problem, "Write to a local disk, then copy") from error
+        yield handle
 
 
 class Journal:

@@ -81,18 +81,18 @@ def join_stores(
 
 
 def _require_same_overlap(sources: Sequence[Path]) -> None:
-    """What two stores both hold must be the same record."""
-    stores = [open_store(source) for source in sources]
-    for number, store in enumerate(stores):
-        for other in stores[number + 1 :]:
-            for utterance in other:
-                if utterance in store and not store.same_record(other, utterance):
-                    raise MismatchError(
-                        f"utterance {utterance}",
-                        store.path,
-                        other.path,
-                        "Join stores of different utterances, or average them with --average",
-                    )
+    """What several stores hold must be the same record as in the first of them."""
+    holders: dict[str, TeacherStore] = {}
+    for other in map(open_store, sources):
+        for utterance in other:
+            store = holders.setdefault(utterance, other)
+            if store is not other and not store.same_record(other, utterance):
+                raise MismatchError(
+                    f"utterance {utterance}",
+                    store.path,
+                    other.path,
+                    "Join stores of different utterances, or average them with --average",
+                )
 
 
 def average_stores(
@@ -193,8 +193,14 @@ def mean_targets(versions: Sequence[UtteranceTargets], header: StoreHeader) -> U
         mean_posterior(tuple(v.tokens for v in versions), vocab_size, *settings),
         first.reference,
         _mean_nbest(versions, header.nbest),
-        next((v.status for v in versions if v.status != "ok"), "ok"),
+        _joint_status(versions),
     )
+
+
+def _joint_status(versions: Sequence[UtteranceTargets]) -> str:
+    """The first teacher's that is not ok, of those that have hypotheses where any has."""
+    telling = [version for version in versions if version.nbest] or versions
+    return next((version.status for version in telling if version.status != "ok"), "ok")
 
 
 def _mean_nbest(versions: Sequence[UtteranceTargets], nbest: int) -> tuple[StoredHypothesis, ...]:

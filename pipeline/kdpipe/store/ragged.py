@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdpipe.store.encode import decode_log8
 from kdpipe.store.layout import COLUMN, COLUMNS, SCORES, SECTIONS, Widths, section_sizes
-from kdpipe.store.record import Record
+from kdpipe.store.record import MAX_TOKENS, Record
 from kdpipe.store.schema import (
     STATUSES,
     SparsePosterior,
@@ -29,9 +29,6 @@ __all__ = [
     "decode_records",
     "utterance_targets",
 ]
-
-MAX_TOKENS = 1 << 24
-"""Of all hypotheses of a batch: 22 bytes can stand for 65535 tokens."""
 
 
 @dataclass(frozen=True)
@@ -254,13 +251,15 @@ def _decode_nbest(
     of_first = first != np.arange(len(first))
     borrowed = prefix + suffix
     _require(bool((borrowed <= own[first] * of_first).all()), "a hypothesis beyond the first")
+    token_offsets = _offsets(borrowed + own)
+    most = int(np.diff(token_offsets[offsets]).max(initial=0))
+    _require(most <= MAX_TOKENS, f"hypotheses of {most} tokens")
     starts = np.stack((own_offsets[first], own_offsets[:-1], own_offsets[first + 1] - suffix), 1)
     pieces = np.stack((prefix, own, suffix), 1).ravel()
     ends = np.cumsum(pieces)
-    total = int(ends[-1]) if len(ends) else 0
-    _require(total <= MAX_TOKENS, f"hypotheses of {total} tokens")
-    source = np.repeat(starts.ravel() - (ends - pieces), pieces) + np.arange(total)
-    return RaggedNbest(offsets, _offsets(borrowed + own), middles[source].astype(np.int32), scores)
+    source = np.repeat(starts.ravel() - (ends - pieces), pieces)
+    source += np.arange(len(source))
+    return RaggedNbest(offsets, token_offsets, middles[source].astype(np.int32), scores)
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ def open_store(path: Path | str, allow_partial: bool = False) -> TeacherStore:
 class TeacherStore:
     """A store opened for reading: `store["utt-id"]`, `len`, iteration over ids, `read_batch`.
 
-    Holds no state but mapped memory: threads may share it, forked processes inherit it, and
-    pickling sends its path alone. Every record is checked as it is read: what does not fit its
-    checksum is a `StoreDamageError` naming part and utterance, never a wrong target.
+    Holds no state but mapped memory (and `ids`, once asked for): threads may share it, forked
+    processes inherit it, and pickling sends its path alone. Every record is checked as it is
+    read: what does not fit its checksum is a `StoreDamageError` naming part and utterance, never
+    a wrong target.
     """
 
     def __init__(self, image: StoreImage, allow_partial: bool) -> None:
@@ -80,9 +82,9 @@ class TeacherStore:
         """Whether the store is finished."""
         return self._image.digest is not None
 
-    @property
+    @cached_property
     def ids(self) -> tuple[str, ...]:
-        """All ids, in byte order (made anew at each access)."""
+        """All ids, in byte order."""
         return tuple(self)
 
     def __len__(self) -> int:
@@ -96,13 +98,13 @@ class TeacherStore:
     def __contains__(self, utterance: object) -> bool:
         if not isinstance(utterance, str):
             return False
-        return int(find_rows(self._image.index, [utterance.encode()])[0]) >= 0
+        return int(self._find([utterance])[0]) >= 0
 
     def __getitem__(self, utterance: str) -> UtteranceTargets:
         return utterance_targets(self.read_batch([utterance]), 0)
 
     def __reduce__(self) -> tuple[Any, tuple[Path, bool]]:
-        return open_store, (self.path, self._allow_partial)
+        return open_store, (self.path.absolute(), self._allow_partial)
 
     def lengths(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Encoder frames and token rows of each utterance, (B, 2), without reading targets."""
@@ -121,8 +123,7 @@ class TeacherStore:
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of `ids` that the store lacks."""
-        found = find_rows(self._image.index, [utterance.encode() for utterance in ids])
-        return [ids[position] for position in np.flatnonzero(found < 0).tolist()]
+        return [ids[position] for position in np.flatnonzero(self._find(ids) < 0).tolist()]
 
     def read_batch(self, ids: Sequence[str]) -> RaggedBatch:
         """The targets of utterances, in the order given, as flat arrays.
@@ -144,8 +145,13 @@ class TeacherStore:
         cut = SectionCutter(records, np.cumsum(sizes, axis=1))
         return {name: cut.section(name, np.dtype(np.uint8)) for name in SECTIONS}
 
+    def _find(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Table rows, -1 for what the store lacks; half a surrogate pair is in no id."""
+        names = [utterance.encode(errors="surrogatepass") for utterance in ids]
+        return find_rows(self._image.index, names)
+
     def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        rows = find_rows(self._image.index, [utterance.encode() for utterance in ids])
+        rows = self._find(ids)
         if len(rows) and rows.min() < 0:
             raise UtteranceNotFoundError(self.path, ids[int(rows.argmin())])
         return rows

@@ -20,9 +20,13 @@ from kdpipe.store.schema import (
     UtteranceTargets,
 )
 
-__all__ = ["Record", "pack_record", "record_checksum"]
+__all__ = ["MAX_TOKENS", "Record", "pack_record", "record_checksum"]
 
 MAX_LENGTH = 2**16 - 1
+MAX_TOKENS = 1 << 22
+"""Of all hypotheses of an utterance: in a forged record 22 bytes can stand for 65535 tokens."""
+UNSORTED, UNNORMALISED = 1e-3, 1e-2
+"""How far rows may be from descending (nats), and from summing to 1."""
 
 
 def record_checksum(head: bytes, content: bytes | NDArray[np.uint8]) -> int:
@@ -144,7 +148,10 @@ def _check_targets(targets: UtteranceTargets, header: StoreHeader) -> None:
 
 
 def _id_problem(utterance: str) -> str | None:
-    fits = 0 < len(utterance.encode()) <= MAX_LENGTH
+    try:
+        fits = 0 < len(utterance.encode()) <= MAX_LENGTH
+    except UnicodeEncodeError:
+        return "an id that is no Unicode text (half a surrogate pair)"
     return None if fits else "an id needs 1 to 65535 bytes"
 
 
@@ -162,6 +169,23 @@ def _rows_problem(posterior: SparsePosterior, header: StoreHeader, name: str) ->
         return f"{name}: log-probabilities that are not finite or above 0"
     if not bool((posterior.tail >= 0).all() and (posterior.tail <= 1).all()):
         return f"{name}: tails that are no probability"
+    return _distribution_problem(posterior, name)
+
+
+def _distribution_problem(posterior: SparsePosterior, name: str) -> str | None:
+    """Whether rows are distributions by descending probability, as log8 needs them."""
+    ids, values = posterior.ids, posterior.log_probs.astype(np.float64)
+    row = np.repeat(np.arange(len(posterior.counts)), posterior.counts)
+    same_row = row[1:] == row[:-1]
+    if bool((np.diff(values)[same_row] > UNSORTED).any()):
+        return f"{name}: rows whose classes are not by descending probability"
+    mass = np.bincount(row, np.exp(values)) + posterior.tail
+    worst = int(np.abs(mass - 1).argmax())
+    if abs(mass[worst] - 1) > UNNORMALISED:
+        return f"{name}: a row whose classes and tail sum to {mass[worst]:.4g}, not 1"
+    order = np.lexsort((ids, row))
+    if bool((np.diff(ids[order])[same_row] == 0).any()):
+        return f"{name}: a row that has a class twice"
     return None
 
 
@@ -180,6 +204,8 @@ def _nbest_problem(targets: UtteranceTargets, header: StoreHeader) -> str | None
     for hypothesis in targets.nbest:
         if len(hypothesis.tokens) > MAX_LENGTH or not _in_vocabulary(hypothesis.tokens, header):
             return "a hypothesis has tokens beyond the vocabulary, or too many"
+    if sum(len(hypothesis.tokens) for hypothesis in targets.nbest) > MAX_TOKENS:
+        return f"hypotheses of more than {MAX_TOKENS} tokens together"
     scores = np.asarray(
         [(h.attention, h.ctc, h.joint, h.posterior) for h in targets.nbest], np.float32
     )

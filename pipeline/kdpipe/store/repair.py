@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kdpipe.errors import StoreFormatError
+from kdpipe.errors import BusyOutputError, StoreFormatError
 from kdpipe.store.blocks import Block, mapped_blocks
 from kdpipe.store.check import broken_records
 from kdpipe.store.hdf5_backend import salvage_hdf5
 from kdpipe.store.image import StoreImage
-from kdpipe.store.journal import read_working_header, survey_ledger, working_lock
+from kdpipe.store.journal import (
+    read_working_header,
+    store_lock,
+    survey_ledger,
+    working_lock,
+)
 from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS, Widths
 from kdpipe.store.opening import image_of_ledger
 from kdpipe.store.paths import backend_of, is_compact, store_state, working_folder
@@ -35,7 +41,7 @@ def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
     `BusyOutputError` while a writer is at work.
     """
     complete_swap(path)
-    with _alone(path):
+    with _repairing(path), _alone(path):
         image, fidelity = _salvage(path)
         dropped = _rebuild(path, image, fidelity, ids)
         _swap(path)
@@ -45,6 +51,20 @@ def drop_utterances(path: Path, ids: Collection[str] = ()) -> list[str]:
 def salvaged_header(path: Path) -> StoreHeader:
     """The header of a store, however damaged, if `drop_utterances` can make something of it."""
     return _salvage(path)[0].header
+
+
+@contextmanager
+def _repairing(path: Path) -> Iterator[None]:
+    """Keep other repairs out: two of one store would swap each other's half away."""
+    place = path.with_name(f".{path.name}.repair.lock")
+    with store_lock(place, path, shared=False, wait=False) as handle:
+        # Whoever held it a moment before has removed it, and a third may have made another.
+        if not place.exists() or not os.path.samestat(os.fstat(handle), place.stat()):
+            raise BusyOutputError(path)
+        try:
+            yield
+        finally:
+            place.unlink()
 
 
 @contextmanager
@@ -122,9 +142,18 @@ def _swap(path: Path) -> None:
 
 
 def complete_swap(path: Path) -> bool:
-    """Go on with a swap that was interrupted between its two renames; whether one was."""
-    working = working_folder(path)
-    interrupted = _old(path).exists() and not working.exists() and _rebuilt(path).exists()
-    if interrupted:
-        _rebuilt(path).rename(working)
+    """Go on with a swap that was interrupted between its two renames; whether one was.
+
+    Raises `BusyOutputError` while another process is between them.
+    """
+    if not _interrupted(path):
+        return False
+    with _repairing(path):
+        interrupted = _interrupted(path)
+        if interrupted:
+            _rebuilt(path).rename(working_folder(path))
     return interrupted
+
+
+def _interrupted(path: Path) -> bool:
+    return _old(path).exists() and not working_folder(path).exists() and _rebuilt(path).exists()

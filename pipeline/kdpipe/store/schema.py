@@ -7,6 +7,7 @@ plain probability. Class ids are those of the teacher's tokenizer.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.errors import StoreFormatError
+from kdpipe.errors import DataError, StoreFormatError
 from kdpipe.files import json_digest
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "UtteranceTargets",
     "header_from_json",
     "header_to_json",
+    "plain_header",
 ]
 
 FORMAT_VERSION = 1
@@ -231,6 +233,20 @@ def header_to_json(header: StoreHeader) -> Json:
     if header.streams == STREAMS:
         del content["streams"]
     return content
+
+
+def plain_header(header: StoreHeader) -> StoreHeader:
+    """The header as a store gives it back: what JSON has no type for (tuples) becomes what it has.
+
+    Raises `DataError` for what no store can hold.
+    """
+    try:
+        content = json.loads(json.dumps(header_to_json(header)))
+        return header_from_json(content, "the header")
+    except (TypeError, ValueError) as error:
+        problem = error.problem if isinstance(error, StoreFormatError) else str(error)
+        remedy = "Give plain numbers, strings, lists and dicts within their ranges"
+        raise DataError("the header of a store", problem, remedy) from error
 
 
 def header_from_json(content: object, where: str) -> StoreHeader:

@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kdpipe.store.cache import mappable_path
 from kdpipe.store.compact import CompactImage, open_compact
-from kdpipe.store.image import StoreImage
 from kdpipe.store.layout import COLUMN, LENGTH_COLUMNS
 from kdpipe.store.opening import open_image
-from kdpipe.store.paths import backend_of, is_compact
-from kdpipe.store.schema import STATUSES
-from kdpipe.store.transfer import local_path
+from kdpipe.store.paths import Backend, backend_of, is_compact
+from kdpipe.store.schema import STATUSES, StoreHeader
+from kdpipe.store.transfer import local_path, open_remote, remote_table
 
 __all__ = ["store_card", "store_info"]
 
 ROWS_AT_ONCE = 1 << 16
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """What a store says of itself without its records; `table` is (n, 12)."""
+
+    header: StoreHeader
+    digest: str | None
+    backend: Backend
+    profile: str
+    total_bytes: int
+    table: NDArray[np.uint32]
+
+
 def store_info(path: Path | str) -> dict[str, Any]:
     """Identity, extent and size of a store, as plain JSON types; `hours` is of speech.
 
-    `mb_per_hour` counts every byte of the store in units of 10^6. Raises `StoreFormatError`
-    or `InputNotFoundError`.
+    `mb_per_hour` counts every byte of the store in units of 10^6. Of a store elsewhere only its
+    metadata and its table are read. Raises `StoreFormatError`, `InputNotFoundError` or, for a URL,
+    what `open_remote` raises.
     """
-    place = local_path(path) or mappable_path(path)
-    image = open_compact(place) if is_compact(place) else open_image(place)
-    header = image.header
-    totals = _totals(image)
+    local = local_path(path)
+    extent = _extent_there(str(path)) if local is None else _extent_here(local)
+    header = extent.header
+    totals = _totals(extent.table)
     hours = None
     if "frames" in header.streams:
         hours = totals["frames"] * header.frame_shift_seconds / 3600
     return {
         "format_version": header.format_version,
-        "backend": backend_of(place),
-        "profile": "compact" if isinstance(image, CompactImage) else "mapped",
-        "complete": image.digest is not None,
-        "utterances": len(image.index),
+        "backend": extent.backend,
+        "profile": extent.profile,
+        "complete": extent.digest is not None,
+        "utterances": len(extent.table),
         "expected_utterances": header.expected_utterances,
         "hours": hours,
-        "bytes": image.total_bytes,
-        "mb_per_hour": _per_hour(image.total_bytes / 1e6, hours),
-        "digest": image.digest,
+        "bytes": extent.total_bytes,
+        "mb_per_hour": _per_hour(extent.total_bytes / 1e6, hours),
+        "digest": extent.digest,
         "teacher": dataclasses.asdict(header.teacher),
         "tokenizer": dataclasses.asdict(header.tokenizer),
         "feature_digest": header.feature_digest,
@@ -71,18 +84,33 @@ def store_info(path: Path | str) -> dict[str, Any]:
     }
 
 
+def _extent_here(path: Path) -> _Extent:
+    image = open_compact(path) if is_compact(path) else open_image(path)
+    profile = "compact" if isinstance(image, CompactImage) else "mapped"
+    return _Extent(
+        image.header, image.digest, backend_of(path), profile, image.total_bytes,
+        image.index.table,
+    )  # fmt: skip
+
+
+def _extent_there(url: str) -> _Extent:
+    remote = open_remote(url)
+    backend, table = backend_of(Path(remote.root)), remote_table(remote)
+    return _Extent(remote.header, remote.digest, backend, remote.profile, remote.total_bytes, table)
+
+
 def _per_hour(megabytes: float, hours: float | None) -> float | None:
     if hours is None:
         return None
     return megabytes / hours if hours else 0.0
 
 
-def _totals(image: StoreImage | CompactImage) -> dict[str, Any]:
+def _totals(table: NDArray[np.uint32]) -> dict[str, Any]:
     """Frames, tokens, hypotheses and statuses of all utterances."""
     sums = np.zeros(len(LENGTH_COLUMNS), np.int64)
     statuses = np.zeros(len(STATUSES) + 1, np.int64)
-    for start in range(0, len(image.index), ROWS_AT_ONCE):
-        rows = image.index.table[start : start + ROWS_AT_ONCE]
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        rows = table[start : start + ROWS_AT_ONCE]
         sums += rows[:, COLUMN["frames"] : COLUMN["crc32c"]].sum(axis=0, dtype=np.int64)
         codes = np.minimum(rows[:, COLUMN["status"]], len(STATUSES))
         statuses += np.bincount(codes, minlength=len(statuses))

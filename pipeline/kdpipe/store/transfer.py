@@ -12,6 +12,8 @@ from typing import Any
 
 import fsspec
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 from kdpipe.errors import (
     DependencyError,
@@ -25,15 +27,18 @@ from kdpipe.errors import (
 )
 from kdpipe.files import sync_folder
 from kdpipe.store.check import verify_store
+from kdpipe.store.compact import unpack_table
 from kdpipe.store.hdf5_backend import Extents, parse_user_block
 from kdpipe.store.journal import read_ledger
+from kdpipe.store.layout import COLUMNS
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import MAX_METADATA, parse_root
 
-__all__ = ["RemoteStore", "copy_store", "is_url", "local_path", "open_remote"]
+__all__ = ["RemoteStore", "copy_store", "is_url", "local_path", "open_remote", "remote_table"]
 
 PIECE_BYTES = 1 << 22
+TABLE_FILE = "table/c/0/0"
 
 Advance = Callable[[int], object]
 
@@ -66,6 +71,8 @@ class RemoteStore:
     header: StoreHeader
     digest: str
     profile: str
+    utterances: int
+    total_bytes: int
     files: dict[str, tuple[int, int]]
 
     def place(self, name: str) -> str:
@@ -88,7 +95,43 @@ def open_remote(url: str | Path, checksums: bool = False) -> RemoteStore:
         content = _read_small(system, posixpath.join(root, "zarr.json"))
     store, header, files = parse_root(content, text, ours=False)
     listed = {**files, "zarr.json": (len(content), google_crc32c.value(content))}
-    return RemoteStore(text, system, root, header, store["digest"], store["profile"], listed)
+    return RemoteStore(
+        text, system, root, header, store["digest"], store["profile"], int(store["utterances"]),
+        sum(size for size, _ in listed.values()), listed,
+    )  # fmt: skip
+
+
+def remote_table(remote: RemoteStore) -> NDArray[np.uint32]:
+    """The index table (n, 12) of a finished store anywhere, and nothing else of it.
+
+    Raises what `open_remote` raises.
+    """
+    hdf5 = backend_of(Path(remote.root)) == "hdf5"
+    with _reached(remote.url, writing=False):
+        content, checksum = (_hdf5_table if hdf5 else _zarr_table)(remote)
+    if google_crc32c.value(content) != checksum:
+        raise StoreDamageError(remote.url, "table", "its checksum does not fit")
+    if remote.profile == "compact":
+        content = unpack_table(remote.url, content, remote.utterances)
+    if len(content) != 4 * len(COLUMNS) * remote.utterances:
+        raise StoreDamageError(remote.url, "table", "its length does not fit")
+    return np.frombuffer(content, "<u4").reshape(-1, len(COLUMNS))
+
+
+def _zarr_table(remote: RemoteStore) -> tuple[bytes, int]:
+    if TABLE_FILE not in remote.files:
+        raise StoreFormatError(remote.url, "lists no table", "Copy the store again")
+    size, checksum = remote.files[TABLE_FILE]
+    with remote.system.open(remote.place(TABLE_FILE), "rb") as handle:
+        return handle.read(size + 1), checksum
+
+
+def _hdf5_table(remote: RemoteStore) -> tuple[bytes, int]:
+    with remote.system.open(remote.root, "rb") as handle:
+        _, _, _, extents = parse_user_block(handle.read, remote.url)
+        offset, size, checksum = extents["table"]
+        handle.seek(offset)
+        return handle.read(size), checksum
 
 
 def _read_small(system: Any, place: str) -> bytes:
@@ -104,7 +147,10 @@ def _remote_hdf5(url: str, system: Any, root: str, checksums: bool) -> RemoteSto
         if checksums:
             handle.seek(0)
             files[""] = (int(store["bytes"]), _hdf5_checksum(handle, url, store, block, extents))
-    return RemoteStore(url, system, root, header, store["digest"], "mapped", files)
+    return RemoteStore(
+        url, system, root, header, store["digest"], "mapped", int(store["utterances"]),
+        int(store["bytes"]), files,
+    )  # fmt: skip
 
 
 def _hdf5_checksum(
@@ -193,6 +239,7 @@ def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
     system = fsspec.filesystem("file")
     partial = target.with_name(f".{target.stem}.copying{target.suffix}")
     with _reached(str(target), writing=True):
+        _remove_others(partial, remote)
         for name in remote.files:
             place = partial / name if name else partial
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +248,13 @@ def _copy_here(remote: RemoteStore, target: Path, advance: Advance) -> str:
         partial.rename(target)
         sync_folder(target.parent)
     return remote.digest
+
+
+def _remove_others(partial: Path, remote: RemoteStore) -> None:
+    """What a broken-off copy of another store left must not become a part of this one."""
+    files = [place for place in partial.rglob("*") if place.is_file()]
+    if {place.relative_to(partial).as_posix() for place in files} - set(remote.files):
+        shutil.rmtree(partial)
 
 
 def _require_sound(remote: RemoteStore, copy: Path) -> None:

@@ -27,7 +27,7 @@ from kdpipe.store.layout import SHARD_BYTES, smallest_id_bytes
 from kdpipe.store.paths import store_state, working_folder
 from kdpipe.store.ragged import decode_records
 from kdpipe.store.record import Record, pack_record
-from kdpipe.store.schema import StoreHeader, UtteranceTargets
+from kdpipe.store.schema import StoreHeader, UtteranceTargets, plain_header
 
 __all__ = ["DensePosteriors", "StoreWriter", "write_failure"]
 
@@ -44,8 +44,9 @@ class StoreWriter:
     and acknowledged; `flush` does so at once. As a context manager it closes at the end, also on
     KeyboardInterrupt; after another error what was not acknowledged is dropped.
 
-    Raises `OutputConflictError` when the store was begun with other settings, and
-    `StoreFormatError` when it is complete (`store_state`) or something else is in its place.
+    Raises `OutputConflictError` when the store was begun with other settings,
+    `StoreFormatError` when it is complete (`store_state`) or something else is in its place, and
+    `DataError` for a header that no store can hold.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class StoreWriter:
         flush_seconds: float = 15.0,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
+        header = plain_header(header)
         check_codec(header)
         self.path = path
         self.writer = writer
@@ -70,6 +72,7 @@ class StoreWriter:
         except BaseException:
             self._locks.close()
             raise
+        self._closed = False
         self._journal: Journal | None = None
         self._pending: list[Record] = []
         self._pending_bytes = 0
@@ -99,6 +102,8 @@ class StoreWriter:
 
         `fidelity` holds the KL summed over frames, their number, and the same of tokens.
         """
+        if self._closed:
+            raise StoreWriteError(self.path, "its writer is closed", "Open another StoreWriter")
         if record.id in self._known:
             return False
         if len(record.content) > self._shard_bytes:
@@ -214,6 +219,7 @@ class StoreWriter:
         return time.monotonic() - self._flushed
 
     def _release(self) -> None:
+        self._closed = True
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -241,7 +247,7 @@ def _stamped(header: StoreHeader) -> StoreHeader:
 
 
 def _changes(begun: StoreHeader, asked: StoreHeader) -> list[str]:
-    before, after = begun.identity(), asked.identity()
+    before, after = begun.settings(), asked.settings()
     return [
         f"{name}: {before[name]!r:.80} then, {after[name]!r:.80} now"
         for name in before
