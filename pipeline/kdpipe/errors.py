@@ -292,7 +292,8 @@ class WorkerDiedError(KdpipeError, RuntimeError):
     def __init__(self) -> None:
         super().__init__(
             "a worker process was killed, most often for want of memory",
-            "Run the same command again to resume, with fewer --workers",
+            "Run the same command again to resume, with fewer --workers (a script of your own"
+            " must be a file that makes its calls below if __name__ == '__main__')",
         )
 
 
