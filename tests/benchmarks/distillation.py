@@ -108,6 +108,15 @@ ROWS = {
     "dropout-0.1": Row((*TWENTY, *DROPOUT)),
     "temperature-1": Row((*TWENTY, "distillation.temperature=1")),
     "unit-teacher-temperature-1": Row((*TWENTY, *DROPOUT, "distillation.temperature=1"), "unit"),
+    "same-release": Row(
+        (
+            *SAME,
+            *NO_SEQUENCE,
+            "student.stages.0.epochs=18",
+            "student.stages.1.epochs=12",
+            "student.stages.1.gamma_encoder=0",
+        )
+    ),
     "release": Row((*RELEASE, "student.stages.1.gamma_encoder=0")),
     "release-dropout-0.1": Row((*RELEASE, *DROPOUT, "student.stages.1.gamma_encoder=0")),
     "release-0.05": Row((*RELEASE, "student.stages.1.gamma_encoder=0.05")),
