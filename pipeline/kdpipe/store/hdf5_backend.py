@@ -23,6 +23,7 @@ from kdpipe.errors import StoreDamageError, StoreFormatError
 from kdpipe.files import sync_folder
 from kdpipe.store.blocks import Block, place_records
 from kdpipe.store.image import (
+    NOT_THE_STORE,
     StoreImage,
     checked_json,
     index_from_bytes,
@@ -188,6 +189,8 @@ def read_user_block(path: Path) -> tuple[dict[str, Any], StoreHeader, int, Exten
         with path.open("rb") as handle:
             return parse_user_block(handle.read, str(path))
     except OSError as error:
+        if error.errno in NOT_THE_STORE:
+            raise
         raise StoreFormatError(
             path, f"cannot be read ({error.strerror})", "Check the path"
         ) from error

@@ -20,6 +20,7 @@ from kdpipe.store.layout import COLUMNS
 from kdpipe.store.schema import StoreHeader
 
 __all__ = [
+    "NOT_THE_STORE",
     "StoreImage",
     "checked_json",
     "checksum_of",
@@ -31,8 +32,9 @@ __all__ = [
 ]
 
 PIECE_BYTES = 1 << 24
-NOT_THE_STORE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM}
 CHECKSUM_FIELD = b'"checksum": "%08x"'
+NOT_THE_STORE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM}
+"""Errors of which a store is not the cause, whatever could not be read of it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def map_file(path: Path, expected: int | None = None) -> NDArray[np.uint8]:
             mapped = mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
         if error.errno in NOT_THE_STORE:
+            error.filename = str(path)  # Mapping does not say it.
             raise
         raise StoreFormatError(
             path, f"cannot be read ({error.strerror})", "Copy or dump the store again"
