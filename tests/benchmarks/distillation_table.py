@@ -26,6 +26,8 @@ MAIN_ROWS = (
 )  # fmt: skip
 STEPS = (
     ("same-plain", "same-f-kd"), ("same-f-kd", "same-fs-kd"), ("same-plain", "same-fs-kd"),
+    ("same-plain", "same-release"), ("same-fs-kd", "same-release"),
+    ("small-plain", "release"), ("small-f-kd", "release"), ("release", "release-dropout-0.1"),
     ("small-plain", "small-f-kd"), ("small-f-kd", "small-fs-kd"), ("small-plain", "small-fs-kd"),
     ("plain-20-epochs", "f-kd-20-epochs"), ("f-kd-20-epochs", "fs-kd-20-epochs"),
     ("plain-20-epochs", "fs-kd-20-epochs"),
