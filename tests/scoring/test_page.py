@@ -109,6 +109,15 @@ def test_a_search_that_ran_twice_is_still_compared() -> None:
     assert len(comparisons(twice, "test")) == 2 * len(pairs)
 
 
+def test_a_plain_student_of_another_size_is_no_measure() -> None:
+    material = made_up()
+    models = tuple(
+        replace(m, parameters=1) if m.role == "plain student" else m for m in material.models
+    )
+    assert comparisons(material, "test")
+    assert comparisons(replace(material, models=models), "test") == []
+
+
 def test_a_student_that_is_not_at_hand_is_no_plain_one() -> None:
     material = made_up()
     models = tuple(

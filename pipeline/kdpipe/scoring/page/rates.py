@@ -121,11 +121,12 @@ def _conditions(decodes: Sequence[DecodeRun]) -> Html:
 
 
 def comparisons(material: Material, split: str) -> list[tuple[Pair, Comparison]]:
-    """Each distilled student against each plain one under the same search of the same speech.
+    """Each distilled student against each plain one of its size, by the same search and speech.
 
     Utterances are resampled together; a pair whose utterances differ is left out.
     """
     roles = {model.name: model.role for model in material.models}
+    sizes = {model.name: model.parameters for model in material.models}
     decodes = decode_order(material, split)
     labelled = list(zip(decodes, plain_labels(decodes), strict=True))
     pairs = [
@@ -134,6 +135,7 @@ def comparisons(material: Material, split: str) -> list[tuple[Pair, Comparison]]
         if roles.get(plain.model) == "plain student"
         for other, same in labelled
         if same == search and roles.get(other.model) == "distilled student"
+        if sizes[other.model] == sizes[plain.model]
     ]
     return [(pair, found) for pair in pairs if (found := _compare(pair)) is not None]
 
@@ -163,8 +165,9 @@ def _gains(material: Material, split: str) -> Html:
             el("h3", "What distillation changes"),
             el("div", el("table", el("thead", el("tr", *header)), el("tbody", *rows)),
                class_="scroll"),
-            el("p", "Same search, same utterances, resampled together (10,000 times): the"
-               " difference with its 95% interval, and the two-sided p-value of there being none.",
+            el("p", "As many parameters, same search, same utterances, resampled together (10,000"
+               " times): the difference with its 95% interval, and the two-sided p-value of there"
+               " being none.",
                class_="note"),
         ]
     )  # fmt: skip
