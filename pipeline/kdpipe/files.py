@@ -14,6 +14,7 @@ from pathlib import Path
 from kdpipe.errors import DataError, OutputWriteError
 
 __all__ = [
+    "NO_LOCKS",
     "atomic_write_bytes",
     "atomic_write_text",
     "held_lock",
@@ -30,6 +31,8 @@ NOT_JSON = (ValueError, RecursionError)
 """What reading bad JSON raises: bad syntax, bad UTF-8, numbers of thousands of digits, too deep."""
 FOLDERS_NOT_SYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 """How a file system (CIFS, some FUSE) says that it syncs no folders: renames are its own care."""
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+"""How a file system says that it has no locks."""
 
 
 def sync_folder(folder: Path) -> None:

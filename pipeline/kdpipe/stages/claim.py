@@ -8,13 +8,12 @@ fails before it made anything leaves nothing behind.
 from __future__ import annotations
 
 import errno
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kdpipe.errors import BusyOutputError, DataError, OutputConflictError, OutputWriteError
-from kdpipe.files import read_json, write_json
+from kdpipe.files import NO_LOCKS, held_lock, read_json, write_json
 
 __all__ = ["claimed", "mark_complete", "settings_changes"]
 
@@ -46,9 +45,9 @@ def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
     with _refusals_named(out):
         made = _make_folders(out)
         begun = (out / RUN_FILE).exists()
-        with (out / LOCK).open("a") as lock:
+        with ExitStack() as held:
             try:
-                free = _lock(out, lock.fileno())
+                free = _lock(out, held)
                 if free:
                     yield _compare(out, settings)
             except BaseException:
@@ -59,13 +58,15 @@ def claimed(out: Path, settings: Mapping[str, object]) -> Iterator[bool]:
                 raise BusyOutputError(out)
 
 
-def _lock(out: Path, handle: int) -> bool:
-    """Lock `handle` until it closes; False while another process holds it."""
+def _lock(out: Path, held: ExitStack) -> bool:
+    """Lock `out` until `held` closes; False while another process holds it."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.enter_context(held_lock(out / LOCK, wait=False))
     except BlockingIOError:
         return False
     except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
         problem = f"its file system has no locks ({error.strerror})"
         raise OutputWriteError(out, problem) from error
     return True
@@ -100,7 +101,7 @@ def _withdraw(out: Path, made: Sequence[Path]) -> None:
     """Undo the claim of a run that made nothing: remove its files and the folders `made`."""
     present = {item.name for item in out.iterdir()}
     if RUN_FILE not in present:
-        (out / LOCK).unlink()
+        (out / LOCK).unlink(missing_ok=True)
     elif present == {RUN_FILE, LOCK}:
         (out / RUN_FILE).unlink()
         (out / LOCK).unlink()

@@ -37,6 +37,7 @@ from kdpipe.store.layout import (
 )
 from kdpipe.store.schema import StoreHeader
 from kdpipe.store.zarr_backend import (
+    TABLE_FILE,
     Files,
     array_metadata,
     read_root,
@@ -241,7 +242,7 @@ def open_compact(path: Path) -> CompactImage:
     store, header, files = read_root(path)
     count = int(store["utterances"])
     try:
-        table = _plain(path, "table/c/0/0", files, 4 * len(COLUMNS) * count)
+        table = _plain(path, TABLE_FILE, files, 4 * len(COLUMNS) * count)
         rows = table.view("<u4").reshape(count, len(COLUMNS))
         ends = rows[:, COLUMN["id_end"]].tolist()
         if any(end <= begin for begin, end in pairwise([0, *ends])):
@@ -289,7 +290,7 @@ def unpack_table(where: str, content: bytes, utterances: int) -> bytes:
     """
     compressed = np.frombuffer(content, np.uint8)
     try:
-        table = _unpack_whole("table/c/0/0", compressed, 4 * len(COLUMNS) * utterances)
+        table = _unpack_whole(TABLE_FILE, compressed, 4 * len(COLUMNS) * utterances)
     except (ValueError, RuntimeError) as error:
         raise StoreFormatError(where, f"its index: {error}", "Copy the store again") from error
     return table.tobytes()

@@ -10,7 +10,6 @@ earlier process left, so a torn line can only be the last.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from kdpipe.errors import (
     StoreFormatError,
     StoreWriteError,
 )
-from kdpipe.files import atomic_write_bytes, held_lock, sync_folder
+from kdpipe.files import NO_LOCKS, atomic_write_bytes, held_lock, sync_folder
 from kdpipe.store.image import checked_json, sealed_json
 from kdpipe.store.layout import CHUNK_BYTES, COLUMN, COLUMNS
 from kdpipe.store.record import Record
@@ -49,9 +48,6 @@ __all__ = [
     "working_lock",
     "write_working_header",
 ]
-
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
-"""How a file system says that it has no locks."""
 
 
 @dataclass

@@ -33,12 +33,11 @@ from kdpipe.store.journal import read_ledger
 from kdpipe.store.layout import COLUMNS
 from kdpipe.store.paths import backend_of, store_state, working_folder
 from kdpipe.store.schema import StoreHeader
-from kdpipe.store.zarr_backend import MAX_METADATA, parse_root
+from kdpipe.store.zarr_backend import MAX_METADATA, TABLE_FILE, parse_root
 
 __all__ = ["RemoteStore", "copy_store", "is_url", "local_path", "open_remote", "remote_table"]
 
 PIECE_BYTES = 1 << 22
-TABLE_FILE = "table/c/0/0"
 
 Advance = Callable[[int], object]
 

@@ -56,7 +56,8 @@ __all__ = [
 
 ABSENT = 2**64 - 1
 MAX_METADATA = 1 << 24
-INDEX_FILES = ("table/c/0/0", "ids/c/0", "lookup/c/0/0")
+TABLE_FILE = "table/c/0/0"
+INDEX_FILES = (TABLE_FILE, "ids/c/0", "lookup/c/0/0")
 
 Files = dict[str, tuple[int, int]]
 
